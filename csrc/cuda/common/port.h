@@ -1,0 +1,103 @@
+// The only CUDA include of a kernel. One source, two builds:
+//   nvcc                        real CUDA
+//   g++ -DTORCHFASTNORM_SIM     the kernels run on the CPU (tests/native/cudasim.h), for tests only
+// What a kernel may not write directly stands here behind a macro or a function: shared memory, launches, cache
+// hints, access to global memory (counted in the CPU run, which proves the byte formulas).
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#if defined(TORCHFASTNORM_SIM)
+#include "cudasim.h"
+
+namespace torchfastnorm::cuda {
+
+using cudasim::LaunchConfig;
+using cudasim::launch;
+
+}  // namespace torchfastnorm::cuda
+
+// Shared memory of a block: SHARED(float, partial, [32]) and, its size given at launch, DYNAMIC_SHARED(uint4, row).
+#define SHARED(type, name, ...)                                                  \
+  auto& name = ::cudasim::static_shared<std::type_identity_t<type __VA_ARGS__>>( \
+      [] { static const char key = 0; return static_cast<const void*>(&key); }())
+#define DYNAMIC_SHARED(type, name) type* name = ::cudasim::dyn_shared<type>()
+#define TFN_CLUSTERS 1
+
+#else
+#include <cooperative_groups.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+
+#define SHARED(type, name, ...) __shared__ type name __VA_ARGS__
+#define DYNAMIC_SHARED(type, name)                                     \
+  extern __shared__ __align__(16) unsigned char tfn_dynamic_shared[]; \
+  type* name = reinterpret_cast<type*>(tfn_dynamic_shared)
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define TFN_CLUSTERS 1
+#endif
+
+namespace torchfastnorm::cuda {
+
+struct LaunchConfig {
+  dim3 grid, block;
+  size_t smem = 0;
+  unsigned cluster = 1;      // blocks per cluster, along x
+  bool cooperative = false;  // the whole grid is co-resident: this_grid().sync() is allowed
+  const char* name = "";
+};
+
+inline void check(cudaError_t error, const char* what) {
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string("torchfastnorm: CUDA error in ") + what + ": " + cudaGetErrorString(error));
+}
+
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), const LaunchConfig& config, cudaStream_t stream, Arguments&&... arguments) {
+  const auto* function = reinterpret_cast<const void*>(kernel);
+  // Two host calls of well under a microsecond, and only for kernels that need them.
+  if (config.smem > 48 * 1024)
+    check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(config.smem)), config.name);
+  if (config.cluster > 8)
+    check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), config.name);
+  cudaLaunchConfig_t launch_config{};
+  launch_config.gridDim = config.grid;
+  launch_config.blockDim = config.block;
+  launch_config.dynamicSmemBytes = config.smem;
+  launch_config.stream = stream;
+  cudaLaunchAttribute attributes[2];
+  unsigned count = 0;
+  if (config.cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count].val.clusterDim.x = config.cluster;
+    attributes[count].val.clusterDim.y = 1;
+    attributes[count++].val.clusterDim.z = 1;
+  }
+  if (config.cooperative) {
+    attributes[count].id = cudaLaunchAttributeCooperative;
+    attributes[count++].val.cooperative = 1;
+  }
+  launch_config.attrs = attributes;
+  launch_config.numAttrs = count;
+  check(cudaLaunchKernelEx(&launch_config, kernel, std::forward<Arguments>(arguments)...), config.name);
+}
+
+}  // namespace torchfastnorm::cuda
+#endif
+
+namespace torchfastnorm::cuda {
+
+// Every access of a kernel to global memory goes through these three. `once`: read a single time by the whole
+// launch, so it must not displace in L1 what is read again (weights). `plain`: may have been written by this thread.
+template <class T>
+__device__ __forceinline__ T load_once(const T* p);
+template <class T>
+__device__ __forceinline__ T load_plain(const T* p);
+template <class T>
+__device__ __forceinline__ void store(T* p, T value);
+
+}  // namespace torchfastnorm::cuda

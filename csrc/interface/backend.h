@@ -1,0 +1,27 @@
+// One table of functions per backend. The bindings call every op through it, so that the same binding, autograd
+// and Python drive the CPU code, the CUDA code, and (in tests) the CUDA code executed on the CPU.
+#pragma once
+#include "layer_norm.h"
+#include "rms_norm.h"
+
+namespace torchfastnorm {
+
+struct Backend {
+  const char* name;
+  decltype(&cpu::layer_norm_forward) layer_norm_forward;
+  decltype(&cpu::layer_norm_backward_workspace) layer_norm_backward_workspace;
+  decltype(&cpu::layer_norm_backward) layer_norm_backward;
+  decltype(&cpu::rms_norm_forward) rms_norm_forward;
+  decltype(&cpu::rms_norm_backward_workspace) rms_norm_backward_workspace;
+  decltype(&cpu::rms_norm_backward) rms_norm_backward;
+};
+
+namespace cpu {
+extern const Backend backend;      // csrc/cpu/backend.cpp
+const char* capability();          // "AVX512", "AVX2" or "DEFAULT": the instruction set chosen at load
+}  // namespace cpu
+namespace cuda {
+extern const Backend backend;      // csrc/cuda/backend.cpp; only in builds with CUDA
+}  // namespace cuda
+
+}  // namespace torchfastnorm

@@ -1,0 +1,32 @@
+// The vocabulary that bindings, CPU and CUDA code share. No torch, no CUDA.
+#pragma once
+#include <cstdint>
+
+namespace torchfastnorm {
+
+enum class DType : int8_t { Float, Double, Half, BFloat16 };
+
+constexpr int64_t size_of(DType type) {
+  return type == DType::Double ? 8 : type == DType::Float ? 4 : 2;
+}
+
+// Statistics and partial sums are kept in this type: double for double, float for everything else.
+constexpr DType accumulator_of(DType type) {
+  return type == DType::Double ? DType::Double : DType::Float;
+}
+
+// A cudaStream_t; the CPU ignores it.
+using Stream = void*;
+
+// Where each row of a (rows, cols) matrix begins. The row index r runs over outer x middle x inner, inner
+// fastest; strides are in elements; the elements of one row are contiguous. A contiguous matrix is
+// {1, 1, cols, 0, 0}. Three levels describe every view of attention's (batch, sequence, head, column) tensors.
+struct RowLayout {
+  int64_t middle = 1;
+  int64_t inner = 1;
+  int64_t outer_stride = 0;
+  int64_t middle_stride = 0;
+  int64_t inner_stride = 0;
+};
+
+}  // namespace torchfastnorm
