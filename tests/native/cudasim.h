@@ -18,6 +18,7 @@
 #error "cudasim.h is for host builds; include csrc/cuda/common/port.h"
 #endif
 
+#include "cudasim/access.h"              // counting and checking an access to global memory
 #include "cudasim/cooperative_groups.h"  // this_thread_block, this_cluster, this_grid
 #include "cudasim/counters.h"            // bytes moved and launches, by kernel name
 #include "cudasim/cuda_headers.h"        // NVIDIA's own vector and half types; what __shared__ becomes

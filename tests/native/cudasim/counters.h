@@ -1,12 +1,17 @@
 // What the launches since the last reset did, by kernel name: bytes that went through csrc/cuda's access functions
-// (they call count_load and count_store), how wide the accesses were, and each launch's configuration. These prove
-// the byte formulas, and tests ask them which kernel ran.
+// (which call count_load and count_store of access.h), how wide the accesses were, and each launch's configuration.
+// These prove the byte formulas, and tests ask them which kernel ran.
+//
+// `bytes` counts every access, so data that is read twice counts twice, whether or not a GPU's cache would have it.
+// `sectors` counts distinct 32-byte sectors of memory, what a perfect cache would move; only where
+// Options::count_sectors asks for it, because it makes a launch several times slower.
 #pragma once
 #include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <map>
 #include <string>
+#include <unordered_set>
 #include <vector>
 
 namespace cudasim {
@@ -14,6 +19,7 @@ namespace cudasim {
 struct Traffic {
   uint64_t bytes = 0;
   uint64_t by_width[8] = {};  // accesses of 1, 2, 4, ... 128 bytes
+  std::unordered_set<uintptr_t> sectors;
 
   void add(size_t width) {
 #if defined(__SANITIZE_THREAD__)
@@ -47,14 +53,7 @@ struct Counters {
   KernelCounters* current = &outside;  // of the kernel that runs now
 };
 
-inline Counters& counters() {
-  static Counters instance;
-  return instance;
-}
-inline Counters& counters_now = counters();  // no guard of a function's static in the hot path
-
-inline void count_load(size_t bytes) { counters_now.current->loads.add(bytes); }
-inline void count_store(size_t bytes) { counters_now.current->stores.add(bytes); }
+inline Counters counters_now;
 
 inline void reset_counters() {
   counters_now.kernels.clear();
@@ -82,7 +81,7 @@ inline std::string json_traffic(const Traffic& traffic) {
     text += comma + json_string(std::to_string(1 << i)) + ": " + std::to_string(traffic.by_width[i]);
     comma = ", ";
   }
-  return text + "}}";
+  return text + "}, \"sectors\": " + std::to_string(traffic.sectors.size()) + "}";
 }
 
 inline std::string json_dim(const unsigned (&dim)[3]) {

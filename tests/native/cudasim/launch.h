@@ -8,7 +8,7 @@
 #include <tuple>
 #include <utility>
 
-#include "counters.h"
+#include "access.h"
 #include "fibers.h"
 
 namespace cudasim {
@@ -149,7 +149,7 @@ inline void check(const LaunchConfig& config) {
 }
 
 inline void record(const LaunchConfig& config) {
-  Counters& all = counters();
+  Counters& all = counters_now;
   const std::string name = *config.name ? config.name : "(no name)";
   all.current = &all.kernels[name];
   all.current->launches++;
@@ -180,7 +180,7 @@ struct LaunchScope {
     ignore_accesses();
   }
   ~LaunchScope() {
-    counters().current = &counters().outside;
+    counters_now.current = &counters_now.outside;
     watch_accesses();
     acquire(&end_edge);
     for (char* memory : g.retired) std::free(memory);

@@ -20,6 +20,7 @@ struct Options {
   int blocks_per_sm = 2;             // co-resident blocks that a cooperative launch may count on
   size_t shared_bytes = 227 * 1024;  // most shared memory of one block: sm_90's
   int max_cluster = 16;              // 0: a device without clusters (sm_80)
+  bool count_sectors = false;        // see counters.h
   // ThreadSanitizer: blocks within so many threads of each other are checked against each other for races.
   size_t race_window = 1024;
 };
@@ -33,9 +34,7 @@ constexpr size_t kStackBytes = 256 * 1024;
 constexpr size_t kStackBytes = 64 * 1024;
 #endif
 
-inline Options& options() {
-  static Options instance;
-  return instance;
-}
+inline Options options_now;
+inline Options& options() { return options_now; }
 
 }  // namespace cudasim
