@@ -33,9 +33,9 @@ __global__ void copy_rows(const T* in, T* out, int rows, int64_t stride_in, int6
 template <class T, int N>
 __global__ void convert_row(const void* in, void* out, DType in_type, DType out_type, int cols) {
   Accumulator<T> values[N];
-  const int first = int(threadIdx.x) * N;
-  load_any<Access::Cached, N>(in, in_type, first, cols, values);
-  store_any<N>(out, out_type, first, cols, values);
+  const int index = int(threadIdx.x);
+  load_any<Access::Cached, N>(in, in_type, index, cols, values);
+  store_any<N>(out, out_type, index, cols, values);
 }
 
 // `bytes` of memory whose address is `misaligned` (mod 16), between guards.
@@ -184,7 +184,8 @@ void test_conversions(bool few) {
   constexpr DType types[] = {DType::Float, DType::Double, DType::Half, DType::BFloat16};
   for (DType in_type : types)
     for (DType out_type : types)
-      for (int cols : few ? std::vector<int>{size * 3 + 1} : std::vector<int>{1, size - 1, size, size + 1, 5 * size + 3})
+      for (int cols :
+           few ? std::vector<int>{size * 3 + 1} : std::vector<int>{1, size - 1, size, size + 1, 5 * size + 3})
         for (size_t in = 0; in < (few ? 2 : 8); in++)
           for (size_t out = 0; out < (few ? 2 : 8); out++) {
             test_convert<T, size>(in_type, out_type, cols, in, out);
