@@ -31,7 +31,7 @@ COMMON_FLAGS = (
     "-Wno-unknown-pragmas -DTORCHFASTNORM_SIM"
 )
 VARIANTS = {
-    "plain": "-O2",
+    "plain": "-O1",
     "asan": "-O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined",
     "tsan": "-O1 -fno-omit-frame-pointer -fsanitize=thread",
 }
@@ -92,7 +92,7 @@ def _digest(path: Path) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
-def _up_to_date(output: Path, command: Sequence[str]) -> bool:
+def up_to_date(output: Path, command: Sequence[str]) -> bool:
     stamp = output.with_suffix(output.suffix + ".stamp")
     if not (output.is_file() and stamp.is_file()):
         return False
@@ -102,19 +102,19 @@ def _up_to_date(output: Path, command: Sequence[str]) -> bool:
     return all(_digest(ROOT / name) == digest for name, digest in made_from["files"].items())
 
 
-def _run(command: Sequence[str]) -> None:
+def run(command: Sequence[str]) -> None:
     done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise CompileError(f"{shlex.join(command)}\n{done.stdout}{done.stderr}")
     sys.stderr.write(done.stderr)  # warnings
 
 
-def _remember(output: Path, command: Sequence[str], files: Sequence[str]) -> None:
+def remember(output: Path, command: Sequence[str], files: Sequence[str]) -> None:
     made_from = {"command": list(command), "files": {name: _digest(ROOT / name) for name in files}}
     output.with_suffix(output.suffix + ".stamp").write_text(json.dumps(made_from))
 
 
-def _included_files(depfile: Path) -> list[str]:
+def included_files(depfile: Path) -> list[str]:
     text = depfile.read_text().replace("\\\n", " ")
     return text.split(":", 1)[1].split()
 
@@ -123,9 +123,9 @@ def _compile(source: Path, folder: Path, flags: Sequence[str]) -> Path:
     name = str(source.relative_to(ROOT)).replace("/", "_")
     output, depfile = folder / f"{name}.o", folder / f"{name}.d"
     command = [compiler(), *flags, "-MMD", "-MF", str(depfile), "-x", "c++", "-c", str(source), "-o", str(output)]
-    if not _up_to_date(output, command):
-        _run(command)
-        _remember(output, command, _included_files(depfile))
+    if not up_to_date(output, command):
+        run(command)
+        remember(output, command, included_files(depfile))
     return output
 
 
@@ -150,7 +150,7 @@ def build(
             objects = list(pool.map(lambda source: str(_compile(source, folder, flags)), sources))
         shape = ["-pie"] if program else ["-shared"]
         command = [compiler(), *sanitizers, *shape, *objects, "-o", str(output), "-lpthread"]
-        if not _up_to_date(output, command):
-            _run(command)
-            _remember(output, command, objects)
+        if not up_to_date(output, command):
+            run(command)
+            remember(output, command, objects)
     return output
