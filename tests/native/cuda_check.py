@@ -155,10 +155,11 @@ def output_of(command: Sequence[str], stdin: str | None = None) -> str:
 # ---- one cubin
 
 
-def compile_cubin(source: Path, arch: str, more_flags: Sequence[str] = ()) -> Path:
+def compile_cubin(source: Path, arch: str, more_flags: Sequence[str] = (), name: str = "") -> Path:
     folder = BUILD / arch
     folder.mkdir(parents=True, exist_ok=True)
-    output, depfile = folder / f"{source.stem}.cubin", folder / f"{source.stem}.d"
+    output = folder / f"{name or source.stem}.cubin"
+    depfile = output.with_suffix(".d")
     flags = [*NVCC_FLAGS, *more_flags, f"-I{native_build.ROOT / 'csrc'}", f"-arch={arch}", "-cubin"]
     command = [find_nvcc(), *flags, "-MMD", "-MF", str(depfile), str(source), "-o", str(output)]
     if not native_build.up_to_date(output, command):
@@ -201,7 +202,7 @@ def disassemble(cubin: Path, arch: str) -> list[Kernel]:
                 resource["LOCAL"] + local,
                 max(resource["SHARED"] - reserved, 0),
                 threads.get(name, 1024),
-                found,
+                dict(found),
                 calls.get(name, []),
             )
         )
