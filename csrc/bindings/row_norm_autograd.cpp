@@ -60,7 +60,7 @@ class RowNormNode final : public NormNode<4> {
       return out;
     }
     auto [grad_h, grad_x, grad_weight, grad_bias] = op_.calls().backward.call(
-        grad_y, optional(grad_sum), h, grad_y.sym_sizes().slice(grad_y.dim() - dims_), optional(unpack(Weight)),
+        grad_y, optional(grad_sum), h, h.sym_sizes().slice(h.dim() - dims_), optional(unpack(Weight)),
         optional(unpack(Mean)), unpack(Rstd), eps_, x_type_, param_type_, mask);
     if (of_x) out[X] = mask[1] ? grad_x : grad_h;
     if (of_residual) out[Residual] = grad_h;
