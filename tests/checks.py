@@ -32,7 +32,7 @@ def oracle(case: Case) -> dict[str, Expected]:
         op=_CORE[case.op.core], x=h.double(), residual=None, grad_sum=None, eps=eps, out_dtype=None
     )
     values = evaluate(exact, exact.op.reference)
-    scales = _scales(exact, eps)
+    scales = _scales(exact, eps, work)
     if case.residual is not None:
         grad_sum = case.grad_sum.double()
         values["grad_x"] = values["grad_x"] + grad_sum
@@ -44,7 +44,7 @@ def oracle(case: Case) -> dict[str, Expected]:
     return {n: Expected(values[n], scales[n], dtypes[n], work) for n in values}
 
 
-def _scales(case: Case, eps: float) -> dict[str, Tensor]:
+def _scales(case: Case, eps: float, work: torch.dtype) -> dict[str, Tensor]:
     """First-order error of each result in units of the accumulator's eps: every term by its magnitude."""
     dims = list(range(-len(case.normalized_shape), 0))
     lead = list(range(case.x.dim() - len(dims)))
@@ -61,13 +61,16 @@ def _scales(case: Case, eps: float) -> dict[str, Tensor]:
     centred = x - mean(x) if subtracts_mean else x
     rstd = torch.rsqrt(mean(centred.square()) + eps)
     x_hat = (centred * rstd).abs()
-    # The mean is known to eps * mean(|x|), which rstd magnifies: the condition of LayerNorm.
-    x_hat_error = x_hat + mean(x.abs()) * rstd if subtracts_mean else x_hat
+    # The mean is known to eps * mean(|x|), which rstd magnifies: the condition of LayerNorm. The variance errs by the
+    # square of it, which counts for rows that are constant but for their rounding.
+    condition = mean(x.abs()) * rstd if subtracts_mean else torch.zeros_like(rstd)
+    rstd_error = 1 + torch.finfo(work).eps * condition.square()
+    x_hat_error = x_hat * rstd_error + condition
     g = (grad_y * weight).abs()
     terms = g + x_hat * mean(g * x_hat) + (mean(g) if subtracts_mean else 0)
     scales = {
         "y": weight.abs() * x_hat_error + (0 if case.bias is None else case.bias.abs()),
-        "grad_x": rstd * (terms + x_hat_error * mean(g * x_hat) + x_hat * mean(g * x_hat_error)),
+        "grad_x": rstd * (terms * rstd_error + x_hat_error * mean(g * x_hat) + x_hat * mean(g * x_hat_error)),
     }
     if case.weight is not None:
         scales["grad_weight"] = over_rows(grad_y.abs() * x_hat_error)
@@ -120,19 +123,19 @@ def check(case: Case, results: Mapping[str, Tensor] | None = None, *, backward: 
 
 
 def assert_not_worse(name: str, ours: Tensor, theirs: Tensor, expected: Expected) -> None:
-    """Error never above torch's by more than half: by its root mean square and by its largest element.
+    """Error never above torch's by more than half, as root mean square; the largest one not above its triple.
 
-    Half a unit in the last place is always allowed on average, and a whole one for the largest element: below that
-    the largest of a few roundings is luck."""
+    The largest of a few roundings is luck; the triple finds one element gone wrong among many. Half a unit in the
+    last place is always allowed on average, a whole one for the largest: no result of that dtype can promise less."""
     eps = torch.finfo(expected.dtype).eps
-    for measure, reduce, floor in (
-        ("root mean square", lambda t: t.square().mean().sqrt(), 0.5 * eps),
-        ("largest", lambda t: t.abs().max(), eps),
+    for measure, reduce, factor, floor in (
+        ("root mean square", lambda t: t.square().mean().sqrt(), 1.5, 0.5 * eps),
+        ("largest", lambda t: t.abs().max(), 3.0, eps),
     ):
         our_error, their_error = (
             reduce(t.cpu().double() - expected.value).nan_to_num(nan=torch.inf) for t in (ours, theirs)
         )
-        allowed = torch.maximum(1.5 * their_error, floor * reduce(expected.value))
+        allowed = torch.maximum(factor * their_error, floor * reduce(expected.value))
         assert our_error <= allowed, (
             f"{name}: {measure} error {our_error:.4g}, torch's {their_error:.4g}, allowed {allowed:.4g}"
         )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from cases import DTYPES, OPS, Case, Op, accumulator, dtype_id, evaluate, make_case
+from cases import DTYPES, LAYER_NORM, OPS, RMS_NORM, Case, Op, accumulator, dtype_id, evaluate, make_case
 from checks import check, check_not_worse
 from conftest import TestBackend
 from torch import Tensor
@@ -72,10 +72,19 @@ def squares_fit(case: Case) -> bool:
 @pytest.mark.parametrize("cols", (65, 1024, 5000))
 @pytest.mark.parametrize("name", HARD)
 def test_hard_inputs(backend: TestBackend, op: Op, dtype: torch.dtype, cols: int, name: str) -> None:
-    case = hard_case(op, name, dtype, backend.rows(cols, 16), cols, backend)
-    if squares_fit(case):
-        check(case)
-    check_not_worse(case)
+    case = hard_case(op, name, dtype, 5, cols, backend)
+    if not squares_fit(case):
+        pytest.skip(f"{name}: the squares of a row overflow the accumulator")
+    check(case)
+
+
+@pytest.mark.parametrize("op", (LAYER_NORM, RMS_NORM), ids=str)
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=dtype_id)
+@pytest.mark.parametrize("cols", (65, 1024))
+@pytest.mark.parametrize("name", HARD)
+def test_not_worse_than_torch(backend: TestBackend, op: Op, dtype: torch.dtype, cols: int, name: str) -> None:
+    """Many rows: where the error of a row's mean decides, a row is one draw."""
+    check_not_worse(hard_case(op, name, dtype, 256, cols, backend))
 
 
 @all_ops
