@@ -34,10 +34,10 @@ def requiring(case: Case, *names: str) -> Case:
 
 @all_ops
 def test_our_node_runs(backend: TestBackend, op: Op) -> None:
-    """The gradient comes from our kernel, not from a composition of ATen ops that happens to be right."""
+    """The gradient comes from our node, not from a composition of ATen ops that happens to be right."""
     case = requiring(make_case(op, 4, 16, device=backend.device), *LEAVES)
     node = first_output(case).grad_fn
-    stem = "".join(part.capitalize() for part in op.name.split("_"))
+    stem = "".join(part.capitalize() for part in op.core.split("_"))
     assert node is not None and node.name() == f"{stem}Backward"
     inner = node.next_functions
     assert [f.name() for f, _ in inner if f is not None] == ["torch::autograd::AccumulateGrad"] * len(inner)

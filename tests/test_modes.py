@@ -46,7 +46,7 @@ def test_dispatch_mode_sees_one_op(backend: TestBackend, op: Op) -> None:
     with Recorder():
         as_list(call(case.replace(x=x)))[0].backward(case.grad_y)
     ours = [name for name in seen if name.startswith("torchfastnorm")]
-    assert ours == [f"torchfastnorm.{op.name}_forward.default", f"torchfastnorm.{op.name}_backward.default"]
+    assert ours == [f"torchfastnorm.{op.core}_forward.default", f"torchfastnorm.{op.core}_backward.default"]
 
 
 @all_ops

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from cases import ADD_LAYER_NORM, DTYPES, LAYER_NORM, OPS, RMS_NORM, Op, dtype_id, evaluate, make_case
+from cases import ADD_LAYER_NORM, DTYPES, LAYER_NORM, OPS, Op, accumulator, dtype_id, evaluate, make_case
 from checks import assert_close, assert_not_worse, check, check_not_worse, oracle
 from conftest import TestBackend
 
@@ -157,22 +157,23 @@ def test_weight_zero(backend: TestBackend, op: Op, cols: int) -> None:
         assert results["grad_weight"].abs().sum() > 0
 
 
-@pytest.mark.parametrize("op", (LAYER_NORM, RMS_NORM), ids=str)
+@all_ops
 @all_dtypes
 def test_saved_statistics(backend: TestBackend, op: Op, dtype: torch.dtype) -> None:
     """The inner op returns mean and rstd in fp32 (fp64 for fp64), shaped as torch.native_layer_norm's."""
     case = make_case(op, (2, 3), 65, dtype, device=backend.device, eps=1e-5)
-    affine = (case.weight, case.bias) if op.has_bias else (case.weight,)
-    forward = getattr(torch.ops.torchfastnorm, f"{op.name}_forward")
-    y, *statistics = forward(case.x, case.normalized_shape, *affine, 1e-5, None)
+    forward = getattr(torch.ops.torchfastnorm, f"{op.core}_forward")
+    y, total, mean, rstd = forward(case.x, case.residual, case.normalized_shape, case.weight, case.bias, 1e-5, None)
     assert_close("y", y, oracle(case)["y"])
-    x = case.x.double().cpu()
-    mean = x.mean(-1, keepdim=True) if op is LAYER_NORM else torch.zeros(())
-    rstd = ((x - mean).square().mean(-1, keepdim=True) + 1e-5).rsqrt()
-    work = torch.float64 if dtype == torch.float64 else torch.float32
-    for name, statistic, value in zip(("rstd", "mean"), reversed(statistics), (rstd, mean), strict=False):
-        assert statistic.dtype == work and statistic.shape == (2, 3, 1), name
-        torch.testing.assert_close(statistic.cpu().double(), value, rtol=8 * torch.finfo(work).eps, atol=0, msg=name)
+    assert (total is not None) == op.has_residual and (mean is not None) == op.has_bias
+    h = (total if op.has_residual else case.x).double().cpu()
+    exact_mean = h.mean(-1, keepdim=True)
+    exact_rstd = ((h - (exact_mean if op.has_bias else 0)).square().mean(-1, keepdim=True) + 1e-5).rsqrt()
+    work = accumulator(dtype)
+    for name, statistic, exact in (("mean", mean, exact_mean), ("rstd", rstd, exact_rstd)):
+        if statistic is not None:
+            assert statistic.dtype == work and statistic.shape == (2, 3, 1), name
+            torch.testing.assert_close(statistic.cpu().double(), exact, rtol=0, atol=8 * torch.finfo(work).eps)
 
 
 def test_the_sum_is_rounded_before_it_is_normalised(backend: TestBackend) -> None:
