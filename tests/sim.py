@@ -22,7 +22,7 @@ from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "native"))
-import native_build  # noqa: E402
+import native_build
 
 VARIANT = os.environ.get("TORCHFASTNORM_SIM", "plain")
 ORDERS = ("forward", "reverse", "random")

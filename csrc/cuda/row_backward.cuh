@@ -19,14 +19,15 @@ namespace torchfastnorm::cuda {
 
 template <class A>
 struct RowBackwardArguments {
-  Rows grad_y, grad_sum, h;  // grad_sum.data may be null
-  Rows grad_h, grad_x;       // either may be null
+  Rows grad_y, grad_sum, h;   // grad_sum.data may be null
+  OutputRows grad_h, grad_x;  // either's data may be null
   Parameter weight;
   const A* mean;  // null where the op has none
   const A* rstd;
   A* row_sums;    // Streamed: (rows, 2), mean(g) and mean(g * x_hat)
   ColumnSums<A> columns;
   int64_t rows, cols;
+  int64_t slice_vectors;  // of a row, for each block that shares it
   A inverse_cols;
   bool finish;  // add the partial sums up in this launch (cooperative)
 };
@@ -36,12 +37,15 @@ template <class X, class H, class Y, bool CENTERED>
 struct BackwardVector {
   static constexpr int N = Packed<H>::size;
   using A = Accumulator<H>;
+  using S = StoredType<X, H>;
+  using RawStored = typename Row<S, N, A>::Raw;
+  using RawGradY = typename Row<Y, N, A>::Raw;
 
   A x_hat[N], grad_y[N];
 
-  __device__ __forceinline__ BackwardVector(const Packed<H>& h, const typename Row<Y, N, A>::Raw& raw_grad_y, A mean, A rstd) {
-    unpack(h, x_hat);
-    Row<Y, N, A>::values_of(raw_grad_y, grad_y);
+  __device__ __forceinline__ BackwardVector(const RawStored& h, const RawGradY& raw_grad_y, A mean, A rstd) {
+    Row<S, N, A>().values_of(h, x_hat);
+    Row<Y, N, A>().values_of(raw_grad_y, grad_y);
 #pragma unroll
     for (int j = 0; j < N; ++j) x_hat[j] = CENTERED ? normalize(x_hat[j], mean, rstd) : x_hat[j] * rstd;
   }
@@ -64,19 +68,19 @@ struct BackwardVector {
   template <class Index>
   __device__ __forceinline__ void store(const RowBackwardArguments<A>& a, int64_t row, Index index, Index cols,
                                         const A (&weight)[N], A rstd, A mean_g, A mean_g_x_hat,
-                                        const Packed<H>& grad_sum, unsigned lanes) const {
+                                        const RawStored& grad_sum, unsigned lanes) const {
     A values[N];
 #pragma unroll
     for (int j = 0; j < N; ++j)
       values[j] = input_gradient(grad_y[j] * weight[j], x_hat[j], rstd, CENTERED ? mean_g : A(0), mean_g_x_hat);
     if (a.grad_sum.data != nullptr) {
       A more[N];
-      unpack(grad_sum, more);
+      Row<S, N, A>().values_of(grad_sum, more);
 #pragma unroll
       for (int j = 0; j < N; ++j) values[j] += more[j];
     }
-    if (a.grad_h.data != nullptr) Row<H, N, A>(a.grad_h, row).store(index, cols, values, lanes);
-    if constexpr (!std::is_same_v<X, H>) {
+    if (a.grad_h.data != nullptr) Row<S, N, A>(a.grad_h, row).store(index, cols, values, lanes);
+    if constexpr (!std::is_same_v<X, S> || std::is_same_v<X, AnyType>) {
       if (a.grad_x.data != nullptr) Row<X, N, A>(a.grad_x, row).store(index, cols, values, lanes);
     }
   }
@@ -93,57 +97,56 @@ __global__ void __launch_bounds__(backward_warp_threads(VECTORS), backward_warp_
   const unsigned lane = threadIdx.x % lanes;
   const unsigned group = threadIdx.x / lanes, groups = blockDim.x / lanes;
   const int cols = int(a.cols);
+  const auto index_of = [&](int k) { return int(lane + k * lanes); };
 
   A weight[N];
-  if constexpr (VECTORS == 1) a.weight.load(int(lane), cols, A(1), weight);
+  if constexpr (VECTORS == 1) a.weight.template load<X>(index_of(0), cols, A(1), weight);
   A grad_weight[VECTORS][N] = {}, grad_bias[VECTORS][N] = {};
 
   for (int64_t first = int64_t(blockIdx.x) * groups * R; first < a.rows; first += int64_t(gridDim.x) * groups * R) {
-    Packed<H> h[R][VECTORS], grad_sum[R][VECTORS];
-    typename Row<Y, N, A>::Raw grad_y[R][VECTORS];
-    int64_t row[R];
-    int limit[R];  // 0 for a row beyond the last: its lanes go along with zeros
+    typename Vector::RawStored h[R][VECTORS], grad_sum[R][VECTORS];
+    typename Vector::RawGradY grad_y[R][VECTORS];
+    // A group beyond the last row goes along with row 0, but touches nothing: its limit is 0 columns.
+    const auto row_of = [&](int r) { return first + r * groups + group < a.rows ? first + r * groups + group : 0; };
+    const auto limit_of = [&](int r) { return first + r * groups + group < a.rows ? cols : 0; };
     A mean[R], rstd[R];
 #pragma unroll
     for (int r = 0; r < R; ++r) {
-      row[r] = first + r * groups + group;
-      limit[r] = row[r] < a.rows ? cols : 0;
-      if (limit[r] == 0) row[r] = 0;
-      const Row<H, N, A> h_row(a.h, row[r]);
-      const Row<Y, N, A> grad_y_row(a.grad_y, row[r]);
+      const Row<typename Vector::S, N, A> h_row(a.h, row_of(r));
+      const Row<Y, N, A> grad_y_row(a.grad_y, row_of(r));
 #pragma unroll
       for (int k = 0; k < VECTORS; ++k) {
-        h[r][k] = h_row.template load<Access::Once>(int(lane + k * lanes), limit[r]);
-        grad_y[r][k] = grad_y_row.template load<Access::Once>(int(lane + k * lanes), limit[r]);
+        h[r][k] = h_row.template load<Access::Once>(index_of(k), limit_of(r));
+        grad_y[r][k] = grad_y_row.template load<Access::Once>(index_of(k), limit_of(r));
       }
       if (a.grad_sum.data != nullptr) {
-        const Row<H, N, A> grad_sum_row(a.grad_sum, row[r]);
+        const Row<typename Vector::S, N, A> grad_sum_row(a.grad_sum, row_of(r));
 #pragma unroll
         for (int k = 0; k < VECTORS; ++k)
-          grad_sum[r][k] = grad_sum_row.template load<Access::Once>(int(lane + k * lanes), limit[r]);
+          grad_sum[r][k] = grad_sum_row.template load<Access::Once>(index_of(k), limit_of(r));
       }
-      mean[r] = CENTERED ? load_cached(a.mean + row[r]) : A(0);
-      rstd[r] = load_cached(a.rstd + row[r]);
+      mean[r] = CENTERED ? load_cached(a.mean + row_of(r)) : A(0);
+      rstd[r] = load_cached(a.rstd + row_of(r));
     }
     A sums[K * R] = {};  // of g * x_hat, then of g
 #pragma unroll
     for (int k = 0; k < VECTORS; ++k) {
-      if constexpr (VECTORS > 1) a.weight.load(int(lane + k * lanes), cols, A(1), weight);
+      if constexpr (VECTORS > 1) a.weight.template load<X>(index_of(k), cols, A(1), weight);
 #pragma unroll
       for (int r = 0; r < R; ++r) {
         const Vector vector(h[r][k], grad_y[r][k], mean[r], rstd[r]);
         vector.add_to_row_sums(weight, sums[r], sums[(K - 1) * R + r]);
-        if (limit[r] != 0) vector.add_to_columns(grad_weight[k], grad_bias[k]);
+        if (limit_of(r) != 0) vector.add_to_columns(grad_weight[k], grad_bias[k]);
       }
     }
     group_sum(sums, lanes);
 #pragma unroll
     for (int k = 0; k < VECTORS; ++k) {
-      if constexpr (VECTORS > 1) a.weight.load(int(lane + k * lanes), cols, A(1), weight);
+      if constexpr (VECTORS > 1) a.weight.template load<X>(index_of(k), cols, A(1), weight);
 #pragma unroll
       for (int r = 0; r < R; ++r) {
         const Vector vector(h[r][k], grad_y[r][k], mean[r], rstd[r]);
-        vector.store(a, row[r], int(lane + k * lanes), limit[r], weight, rstd[r], sums[(K - 1) * R + r] * a.inverse_cols,
+        vector.store(a, row_of(r), index_of(k), limit_of(r), weight, rstd[r], sums[(K - 1) * R + r] * a.inverse_cols,
                      sums[r] * a.inverse_cols, grad_sum[r][k], lanes);
       }
     }
@@ -184,24 +187,20 @@ __global__ void __launch_bounds__(backward_warp_threads(VECTORS), backward_warp_
   if (a.finish) finish_in_same_launch(a.columns);
 }
 
-template <class X, class H, class Y, bool CENTERED, Residency RESIDENCY, bool CLUSTER>
+template <class X, class H, class Y, bool CENTERED, Residency RESIDENCY>
 __global__ void __launch_bounds__(backward_block_threads, 1)
     row_backward_block(const RowBackwardArguments<Accumulator<H>> a) {
   using A = Accumulator<H>;
   using Vector = BackwardVector<X, H, Y, CENTERED>;
-  using RawGradY = typename Row<Y, Packed<H>::size, A>::Raw;
   constexpr int N = Packed<H>::size;
   constexpr int K = CENTERED ? 2 : 1;
   constexpr bool registers = RESIDENCY == Residency::Registers;
-  constexpr int vectors_kept = registers ? 16 / N < 8 ? 16 / N : 2 : 1;
-  static_assert(sizeof(A) == 8 || N * vectors_kept == 16 || !registers);
+  constexpr int vectors_kept = registers ? backward_vectors(type_of<H>) : 1;
   SHARED(A, scratch, [2][max_warps][max_sums]);
   SHARED(A, inbox, [2][max_cluster_blocks][max_sums]);
-  BlockReduce<A, CLUSTER> reduce(scratch, inbox);
-  const unsigned rank = CLUSTER ? Cluster::rank() : 0;
-  const unsigned blocks = CLUSTER ? Cluster::blocks() : 1;
-  const Slice<int> slice = slice_of<int>(a.cols, N, rank, blocks);
-  const int64_t stride = gridDim.x / blocks;
+  BlockReduce<A> reduce{{scratch, inbox}};
+  const Slice<int> slice(a.cols, a.slice_vectors, N);
+  const unsigned sharer = blockIdx.x / Cluster::blocks(), sharers = gridDim.x / Cluster::blocks();
   const bool want_columns = a.columns.partial != nullptr;
 
   // Registers
@@ -224,14 +223,13 @@ __global__ void __launch_bounds__(backward_block_threads, 1)
       }
   }
 
-  for (int64_t row = blockIdx.x / blocks; row < a.rows; row += stride) {
-    const Row<H, N, A> h_row(a.h, row);
+  for (int64_t row = sharer; row < a.rows; row += sharers) {
+    const Row<typename Vector::S, N, A> h_row(a.h, row);
     const Row<Y, N, A> grad_y_row(a.grad_y, row);
-    const Row<H, N, A> grad_sum_row = a.grad_sum.data != nullptr ? Row<H, N, A>(a.grad_sum, row) : Row<H, N, A>();
     const A mean = CENTERED ? load_cached(a.mean + row) : A(0);
     const A rstd = load_cached(a.rstd + row);
-    Packed<H> h[vectors_kept], grad_sum[vectors_kept];
-    RawGradY grad_y[vectors_kept];
+    typename Vector::RawStored h[vectors_kept], grad_sum[vectors_kept];
+    typename Vector::RawGradY grad_y[vectors_kept];
     A sums[K] = {};  // of g * x_hat, then of g
     A weight[N];
     if constexpr (registers) {
@@ -240,22 +238,22 @@ __global__ void __launch_bounds__(backward_block_threads, 1)
         h[k] = h_row.template load<Access::Once>(index_of(k), slice.limit);
         grad_y[k] = grad_y_row.template load<Access::Once>(index_of(k), slice.limit);
       }
-      if (a.grad_sum.data != nullptr) {
-#pragma unroll
-        for (int k = 0; k < vectors_kept; ++k)
-          grad_sum[k] = grad_sum_row.template load<Access::Once>(index_of(k), slice.limit);
-      }
 #pragma unroll
       for (int k = 0; k < vectors_kept; ++k) {
-        a.weight.load(index_of(k), slice.limit, A(1), weight);
+        a.weight.template load<X>(index_of(k), slice.limit, A(1), weight);
         const Vector vector(h[k], grad_y[k], mean, rstd);
         vector.add_to_row_sums(weight, sums[0], sums[K - 1]);
         vector.add_to_columns(grad_weight[k], grad_bias[k]);
       }
+      if (a.grad_sum.data != nullptr) {  // on its way while the row is reduced
+#pragma unroll
+        for (int k = 0; k < vectors_kept; ++k)
+          grad_sum[k] = Row<typename Vector::S, N, A>(a.grad_sum, row).template load<Access::Once>(index_of(k), slice.limit);
+      }
     } else {
       for (int local = int(threadIdx.x); local < slice.vectors; local += int(blockDim.x)) {
         const int index = slice.first + local;
-        a.weight.load(index, slice.limit, A(1), weight);
+        a.weight.template load<X>(index, slice.limit, A(1), weight);
         const Vector vector(h_row.template load<Access::Cached>(index, slice.limit),
                             grad_y_row.template load<Access::Cached>(index, slice.limit), mean, rstd);
         vector.add_to_row_sums(weight, sums[0], sums[K - 1]);
@@ -279,15 +277,15 @@ __global__ void __launch_bounds__(backward_block_threads, 1)
     if constexpr (registers) {
 #pragma unroll
       for (int k = 0; k < vectors_kept; ++k) {
-        a.weight.load(index_of(k), slice.limit, A(1), weight);
+        a.weight.template load<X>(index_of(k), slice.limit, A(1), weight);
         const Vector vector(h[k], grad_y[k], mean, rstd);
         vector.store(a, row, index_of(k), slice.limit, weight, rstd, mean_g, mean_g_x_hat, grad_sum[k], 32);
       }
     } else {
       for (int local = int(threadIdx.x); local - int(threadIdx.x) < slice.vectors; local += int(blockDim.x)) {
         const int index = slice.first + local;
-        a.weight.load(index, slice.limit, A(1), weight);
-        if (a.grad_sum.data != nullptr) grad_sum[0] = grad_sum_row.template load<Access::Once>(index, slice.limit);
+        a.weight.template load<X>(index, slice.limit, A(1), weight);
+        if (a.grad_sum.data != nullptr) grad_sum[0] = Row<typename Vector::S, N, A>(a.grad_sum, row).template load<Access::Once>(index, slice.limit);
         const Vector vector(h_row.template load<Access::Cached>(index, slice.limit),
                             grad_y_row.template load<Access::Cached>(index, slice.limit), mean, rstd);
         vector.store(a, row, index, slice.limit, weight, rstd, mean_g, mean_g_x_hat, grad_sum[0], 32);
@@ -296,20 +294,19 @@ __global__ void __launch_bounds__(backward_block_threads, 1)
   }
 
   if (!want_columns) return;
-  const int64_t partial_row = blockIdx.x / blocks;
   if constexpr (registers) {
 #pragma unroll
     for (int k = 0; k < vectors_kept; ++k) {
-      store_elements(a.columns.row(partial_row, 0), index_of(k), slice.limit, pack<A>(grad_weight[k]));
-      if constexpr (CENTERED) store_elements(a.columns.row(partial_row, 1), index_of(k), slice.limit, pack<A>(grad_bias[k]));
+      store_elements(a.columns.row(sharer, 0), index_of(k), slice.limit, pack<A>(grad_weight[k]));
+      if constexpr (CENTERED) store_elements(a.columns.row(sharer, 1), index_of(k), slice.limit, pack<A>(grad_bias[k]));
     }
   } else {
     for (int local = int(threadIdx.x); local < slice.vectors; local += int(blockDim.x)) {
 #pragma unroll
       for (int p = 0; p < pieces; ++p) {
         const int index = (slice.first + local) * pieces + p;
-        store_elements(a.columns.row(partial_row, 0), index, slice.limit, piece(0, p, local));
-        if constexpr (CENTERED) store_elements(a.columns.row(partial_row, 1), index, slice.limit, piece(1, p, local));
+        store_elements(a.columns.row(sharer, 0), index, slice.limit, piece(0, p, local));
+        if constexpr (CENTERED) store_elements(a.columns.row(sharer, 1), index, slice.limit, piece(1, p, local));
       }
     }
   }

@@ -11,21 +11,23 @@ namespace torchfastnorm::cuda {
 template <class X, class H, class Y, bool CENTERED>
 __global__ void __launch_bounds__(stream_threads) row_backward_sums(const RowBackwardArguments<Accumulator<H>> a) {
   using A = Accumulator<H>;
+  using Vector = BackwardVector<X, H, Y, CENTERED>;
   constexpr int N = Packed<H>::size;
   constexpr int K = CENTERED ? 2 : 1;
   SHARED(A, scratch, [2][max_warps][max_sums]);
-  BlockReduce<A, false> reduce(scratch, nullptr);
+  SHARED(A, inbox, [2][max_cluster_blocks][max_sums]);
+  BlockReduce<A> reduce{{scratch, inbox}};
   const int64_t vectors = (a.cols + N - 1) / N;
   for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
-    const Row<H, N, A> h_row(a.h, row);
+    const Row<typename Vector::S, N, A> h_row(a.h, row);
     const Row<Y, N, A> grad_y_row(a.grad_y, row);
     const A mean = CENTERED ? load_cached(a.mean + row) : A(0);
     const A rstd = load_cached(a.rstd + row);
     A sums[K] = {};
     for (int64_t index = threadIdx.x; index < vectors; index += blockDim.x) {
       A weight[N];
-      a.weight.load(index, a.cols, A(1), weight);
-      const BackwardVector<X, H, Y, CENTERED> vector(h_row.template load<Access::Cached>(index, a.cols),
+      a.weight.template load<X>(index, a.cols, A(1), weight);
+      const Vector vector(h_row.template load<Access::Cached>(index, a.cols),
                                                      grad_y_row.template load<Access::Cached>(index, a.cols), mean, rstd);
       vector.add_to_row_sums(weight, sums[0], sums[K - 1]);
     }
@@ -41,17 +43,18 @@ template <class X, class H, class Y, bool CENTERED>
 __global__ void __launch_bounds__(column_threads, column_blocks)
     row_backward_columns(const RowBackwardArguments<Accumulator<H>> a) {
   using A = Accumulator<H>;
+  using Vector = BackwardVector<X, H, Y, CENTERED>;
   constexpr int N = Packed<H>::size;
   const int64_t tiles = ((a.cols + N - 1) / N + column_threads - 1) / column_threads;
   const int64_t index = blockIdx.x % tiles * column_threads + threadIdx.x;
   const int64_t partial_row = blockIdx.x / tiles, partial_rows = gridDim.x / tiles;
   A weight[N], grad_weight[N] = {}, grad_bias[N] = {};
-  a.weight.load(index, a.cols, A(1), weight);
+  a.weight.template load<X>(index, a.cols, A(1), weight);
   for (int64_t row = partial_row; row < a.rows; row += partial_rows) {
-    Packed<H> grad_sum;
-    if (a.grad_sum.data != nullptr) grad_sum = Row<H, N, A>(a.grad_sum, row).template load<Access::Once>(index, a.cols);
+    typename Vector::RawStored grad_sum;
+    if (a.grad_sum.data != nullptr) grad_sum = Row<typename Vector::S, N, A>(a.grad_sum, row).template load<Access::Once>(index, a.cols);
     const A rstd = load_cached(a.rstd + row);
-    const BackwardVector<X, H, Y, CENTERED> vector(Row<H, N, A>(a.h, row).template load<Access::Once>(index, a.cols),
+    const Vector vector(Row<typename Vector::S, N, A>(a.h, row).template load<Access::Once>(index, a.cols),
                                                    Row<Y, N, A>(a.grad_y, row).template load<Access::Once>(index, a.cols),
                                                    CENTERED ? load_cached(a.mean + row) : A(0), rstd);
     vector.add_to_columns(grad_weight, grad_bias);

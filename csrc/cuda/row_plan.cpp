@@ -18,14 +18,26 @@ int64_t power_of_two_from(int64_t n) {
   while (power < n) power *= 2;
   return power;
 }
-// Fewest vectors a lane (1, 2 or 4) with which one warp holds the row.
-int vectors_per_lane(int64_t vectors) { return int(power_of_two_from(ceil_div(vectors, 32))); }
+// One vector a lane where a row has at most 32, else four.
+void share_a_warp(RowPlan& plan, int64_t vectors) {
+  plan.residency = Residency::Warp;
+  plan.vectors = vectors <= 32 ? 1 : cuda::warp_vectors;
+  plan.lanes = int(power_of_two_from(ceil_div(vectors, plan.vectors)));
+}
 
 }  // namespace
 
+RowTypes row_types(DType x_type, DType h_type, DType y_type, DType param_type) {
+  const bool alike = x_type == h_type && y_type == h_type && (param_type == h_type || param_type == DType::Float);
+  const bool residual_stream = x_type == DType::BFloat16 && y_type == x_type && h_type == DType::Float &&
+                               (param_type == x_type || param_type == DType::Float);
+  const bool general = h_type == DType::Double || !(alike || residual_stream);
+  return {general, general ? accumulator_of(h_type) : h_type};
+}
+
 RowPlan plan_row_forward(const RowProblem& problem, const DeviceLimits& device) {
   using namespace cuda;
-  const int64_t vectors = ceil_div(problem.cols, elements_per_vector(problem.h_type));
+  const int64_t vectors = ceil_div(problem.cols, elements_per_vector(problem.kept));
   RowPlan plan{};
   plan.lanes = 32;
   plan.rows_in_flight = 1;
@@ -33,9 +45,7 @@ RowPlan plan_row_forward(const RowProblem& problem, const DeviceLimits& device) 
   plan.kept_vectors = vectors;
 
   if (vectors <= 32 * warp_vectors) {
-    plan.residency = Residency::Warp;
-    plan.vectors = vectors_per_lane(vectors);
-    plan.lanes = int(std::min<int64_t>(power_of_two_from(vectors), 32));
+    share_a_warp(plan, vectors);
     plan.rows_in_flight = forward_rows_in_flight(plan.vectors);
     plan.threads = forward_warp_threads;
     const int64_t rows_per_block = int64_t(plan.threads / plan.lanes) * plan.rows_in_flight;
@@ -69,9 +79,9 @@ RowPlan plan_row_forward(const RowProblem& problem, const DeviceLimits& device) 
 
 RowPlan plan_row_backward(const RowProblem& problem, const DeviceLimits& device) {
   using namespace cuda;
-  const int64_t columns = elements_per_vector(problem.h_type);
+  const int64_t columns = elements_per_vector(problem.kept);
   const int64_t vectors = ceil_div(problem.cols, columns);
-  const int register_vectors = backward_vectors(problem.h_type);
+  const int register_vectors = backward_vectors(problem.kept);
   const int64_t block_vectors = int64_t(backward_block_threads) * register_vectors;
   RowPlan plan{};
   plan.lanes = 32;
@@ -80,9 +90,7 @@ RowPlan plan_row_backward(const RowProblem& problem, const DeviceLimits& device)
   plan.kept_vectors = vectors;
 
   if (vectors <= 32 * warp_vectors) {
-    plan.residency = Residency::Warp;
-    plan.vectors = vectors_per_lane(vectors);
-    plan.lanes = int(std::min<int64_t>(power_of_two_from(vectors), 32));
+    share_a_warp(plan, vectors);
     plan.rows_in_flight = backward_rows_in_flight(plan.vectors);
     plan.threads = backward_warp_threads(plan.vectors);
     const int64_t rows_per_block = int64_t(plan.threads / plan.lanes) * plan.rows_in_flight;
@@ -97,7 +105,7 @@ RowPlan plan_row_backward(const RowProblem& problem, const DeviceLimits& device)
   plan.cluster = int(std::min<int64_t>(wanted, device.cluster_blocks));
   const int64_t slice = ceil_div(vectors, plan.cluster);
   const int sums = problem.centered ? 2 : 1;
-  const int64_t kept_bytes = slice * (2 * 16 + sums * columns * size_of(accumulator_of(problem.h_type)));
+  const int64_t kept_bytes = slice * (2 * 16 + sums * columns * size_of(accumulator_of(problem.kept)));
   int64_t blocks_per_multiprocessor = 1;
   if (slice <= block_vectors) {
     plan.residency = Residency::Registers;

@@ -36,7 +36,7 @@ __device__ __forceinline__ void row_statistics(Visit visit, Reduce& reduce, A in
   for (int r = 0; r < R; ++r) scale[r] = A(1);
 
   // sums[r] = sum of (d * scale)^2, sums[R + r] = sum of d * scale
-  const auto measure = [&](auto scaled, A(&sums)[K * R]) {
+  const auto measure = [&](auto scaled, auto& sums) {
 #pragma unroll
     for (int k = 0; k < K * R; ++k) sums[k] = A(0);
     visit([&](int r, const A(&values)[N], int valid) {

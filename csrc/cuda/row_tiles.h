@@ -12,7 +12,7 @@ constexpr int warp_vectors = 4;
 
 // Forward, Warp: the fewer vectors a row takes of a thread, the more rows a thread has in flight: 64 bytes always.
 constexpr int forward_warp_threads = 128;
-constexpr int forward_warp_blocks = 8;  // resident per multiprocessor: 64 KB in flight
+constexpr int forward_warp_blocks = 5;  // resident per multiprocessor (96 registers): 40 KB in flight
 constexpr int forward_rows_in_flight(int vectors) { return warp_vectors / vectors; }
 
 // Forward, Registers: 4 vectors a thread, packed as loaded, leave 64 registers enough for 1024 threads.
@@ -22,16 +22,16 @@ constexpr int forward_block_threads = 1024;
 // one loads while the other stores.
 constexpr int forward_cluster_vectors = 2048;
 
-// Backward keeps two tensors and two fp32 sums per column: 16 columns a thread (4 in double) fit in 128 registers.
-constexpr int backward_vectors(DType type) { return type == DType::Double ? 2 : 16 / elements_per_vector(type); }
+// Backward keeps two tensors and two fp32 sums per column: what fits in 128 registers without spilling.
+constexpr int backward_vectors(DType type) { return type == DType::Float ? 3 : 2; }
 constexpr int backward_block_threads = 512;  // 128 registers each fill a multiprocessor
 constexpr int backward_warp_threads(int vectors) { return vectors == warp_vectors ? 256 : 512; }
-constexpr int backward_warp_blocks = 2;  // resident per multiprocessor
+constexpr int backward_warp_blocks = 1;  // per multiprocessor: 32 KB in flight, and few partial rows
 constexpr int backward_rows_in_flight(int vectors) { return vectors == 1 ? 2 : 1; }
 
 // Backward, Streamed: a block owns 256 vectors of columns and walks down the rows.
 constexpr int column_threads = 256;
-constexpr int column_blocks = 4;  // per multiprocessor
+constexpr int column_blocks = 3;  // per multiprocessor
 constexpr int stream_threads = 512;
 
 // Static shared memory of the reductions, at most.

@@ -20,9 +20,18 @@ struct DeviceLimits {
   int cluster_blocks;  // largest cluster; 1: the device has none
 };
 
+// Which kernel the types of a call mean. Kernels are compiled for input, output and what is normalised all of one
+// type (with parameters of that type or float), and for bfloat16 in and out around a float residual; every other
+// combination runs a general kernel that keeps rows as float (double for double) and looks types up at run time.
+struct RowTypes {
+  bool general;
+  DType kept;  // type that a row is kept in on the chip: its vectors are 16 bytes of this
+};
+RowTypes row_types(DType x_type, DType h_type, DType y_type, DType param_type);
+
 struct RowProblem {
   int64_t rows, cols;
-  DType h_type;
+  DType kept;
   bool centered;  // LayerNorm; RMSNorm otherwise
 };
 

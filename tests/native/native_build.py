@@ -13,6 +13,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 import sysconfig
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,7 @@ BUILD = ROOT / "build" / "native"
 # -ffp-contract=off: every multiply and add rounds, so results do not depend on what the host compiler fuses.
 # -fvisibility=hidden: libraries of several variants in one process keep their own state.
 COMMON_FLAGS = (
-    "-std=c++20 -fPIC -fvisibility=hidden -fno-strict-aliasing -ffp-contract=off -g1 -Wall -Wextra -Werror "
+    "-std=c++20 -fPIC -fvisibility=hidden -fno-strict-aliasing -ffp-contract=off -g1 -Wall -Wextra "
     "-Wno-unknown-pragmas -DTORCHFASTNORM_SIM"
 )
 VARIANTS = {
@@ -102,9 +103,10 @@ def _up_to_date(output: Path, command: Sequence[str]) -> bool:
 
 
 def _run(command: Sequence[str]) -> None:
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise CompileError(f"{shlex.join(command)}\n{done.stdout}{done.stderr}")
+    sys.stderr.write(done.stderr)  # warnings
 
 
 def _remember(output: Path, command: Sequence[str], files: Sequence[str]) -> None:

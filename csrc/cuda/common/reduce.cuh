@@ -2,7 +2,7 @@
 //
 //   group_sum     all lanes of each group of `lanes` (a power of two) call; every lane has the result
 //   BlockSum      all threads of the block call; every thread has the result
-//   ClusterSum    all threads of the cluster call; every thread has the result
+//   ClusterSum    all threads of the cluster (or of the block, where there is none) call; every thread has the result
 //
 // Each reduces K values at once: one exchange, whatever K. The scratch is used in two halves by turns, so one barrier
 // per sum is enough: a thread that writes a half again has passed the barrier of the sum between, which every thread
@@ -56,12 +56,18 @@ struct ClusterSum {
   A (*inbox)[max_cluster_blocks][max_sums];  // two halves, in shared memory; written by the other blocks
   unsigned turn = 0;
 
-  // No block may write to a peer before all have started, nor end while a peer can still write to it: the kernel
-  // calls Cluster::sync() before its first sum, and the sync() inside the last sum comes after every write.
+  // No block may write to a peer before all have started: this waits for them. None ends while a peer can still
+  // write to it: the sync() of the last sum comes after every write.
+  __device__ __forceinline__ ClusterSum(A (*scratch)[max_warps][max_sums], A (*inbox)[max_cluster_blocks][max_sums])
+      : block_sum{scratch}, inbox(inbox) {
+    if (Cluster::blocks() > 1) Cluster::sync();
+  }
+
   template <int K>
   __device__ __forceinline__ void operator()(A (&values)[K]) {
-    const unsigned blocks = Cluster::blocks();
     block_sum(values);
+    const unsigned blocks = Cluster::blocks();
+    if (blocks == 1) return;
     auto& half = inbox[turn];
     turn ^= 1;
     if (threadIdx.x < blocks) {

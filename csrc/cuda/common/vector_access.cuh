@@ -20,15 +20,13 @@ namespace torchfastnorm::cuda {
 // ---- element types
 
 template <class T>
-struct Element {
-  using Accumulator = float;
-};
-template <>
-struct Element<double> {
-  using Accumulator = double;
-};
+using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
 template <class T>
-using Accumulator = typename Element<T>::Accumulator;
+constexpr DType type_of = std::is_same_v<T, double>   ? DType::Double
+                          : std::is_same_v<T, float>  ? DType::Float
+                          : std::is_same_v<T, __half> ? DType::Half
+                                                      : DType::BFloat16;
 
 __device__ __forceinline__ float widen(float v) { return v; }
 __device__ __forceinline__ double widen(double v) { return v; }
@@ -131,25 +129,23 @@ template <Access ACCESS, class T, class Index>
 __device__ __forceinline__ Packed<T> load_vector(const T* row, Index index, Index cols, bool aligned) {
   constexpr int size = Packed<T>::size;
   const Index first = index * size;
+  const unsigned misaligned = aligned ? 0 : reinterpret_cast<uintptr_t>(row) & 15;
+  if (misaligned == 0 && first + size <= cols) return load_granule<ACCESS, T>(row + first);
   Packed<T> packed{};
-  if (first >= cols) return packed;
-  if (aligned && first + size <= cols) return load_granule<ACCESS, T>(row + first);
-  const unsigned misaligned = reinterpret_cast<uintptr_t>(row) & 15;
-  if (!aligned && misaligned == 0 && first + size <= cols) return load_granule<ACCESS, T>(row + first);
   // Both granules lie wholly inside the row: neither its first nor its last few bytes.
   if (misaligned != 0 && first > 0 && first + 2 * size <= cols + Index(misaligned / sizeof(T))) {
     constexpr Access reread = ACCESS == Access::Once ? Access::Cached : ACCESS;
     const char* granule = reinterpret_cast<const char*>(row + first) - misaligned;
     const Packed<T> low = load_granule<reread, T>(granule), high = load_granule<reread, T>(granule + 16);
     shift_bytes(low.word, high.word, misaligned, packed.word);
-    return packed;
-  }
-  T elements[size];
-  memcpy(elements, packed.word, 16);
+  } else if (first < cols) {
+    T elements[size];
+    memcpy(elements, packed.word, 16);
 #pragma unroll
-  for (int j = 0; j < size; ++j)
-    if (first + j < cols) elements[j] = load<ACCESS>(row + first + j);
-  memcpy(packed.word, elements, 16);
+    for (int j = 0; j < size; ++j)
+      if (first + j < cols) elements[j] = load<ACCESS>(row + first + j);
+    memcpy(packed.word, elements, 16);
+  }
   return packed;
 }
 
@@ -159,41 +155,34 @@ template <class T, class Index>
 __device__ __forceinline__ void store_vector(T* row, Index index, Index cols, const Packed<T>& packed, bool aligned,
                                              unsigned lanes) {
   constexpr int size = Packed<T>::size;
-  const Index first = index * size;
-  if (aligned) {
-    if (first + size <= cols) {
-      store(reinterpret_cast<uint4*>(row + first), make_uint4(packed.word[0], packed.word[1], packed.word[2], packed.word[3]));
-    } else {
+  Index first = index * size;
+  Packed<T> granule = packed;
+  int from_below = 0;  // elements of the granule that belong to the vector below
+  bool whole = true;
+  if (!aligned) {
+    const unsigned misaligned = reinterpret_cast<uintptr_t>(row) & 15;
+    const unsigned lane = threadIdx.x % lanes;
+    from_below = misaligned / sizeof(T);
+    Packed<T> below;
 #pragma unroll
-      for (int j = 0; j < size; ++j)
-        if (first + j < cols) store(row + first + j, element(packed, j));
+    for (int k = 0; k < 4; ++k) below.word[k] = __shfl_up_sync(0xffffffffu, packed.word[k], 1, lanes);
+    if (misaligned != 0) shift_bytes(below.word, packed.word, 16 - misaligned, granule.word);
+    if (lane == lanes - 1) {  // nobody above takes this vector's last elements
+#pragma unroll
+      for (int j = 1; j < size; ++j)
+        if (j >= size - from_below && first + j < cols) store(row + first + j, element(packed, j));
     }
-    return;
+    whole = lane > 0 || from_below == 0;
+    first -= from_below;
+    if (whole) from_below = 0;
   }
-  const unsigned lane = threadIdx.x % lanes;
-  const unsigned misaligned = reinterpret_cast<uintptr_t>(row) & 15;
-  const int from_below = misaligned / sizeof(T);  // elements of the vector below that open this lane's granule
-  Packed<T> below;
-#pragma unroll
-  for (int k = 0; k < 4; ++k) below.word[k] = __shfl_up_sync(0xffffffffu, packed.word[k], 1, lanes);
-  const Index granule = first - from_below;  // first element of the aligned granule
-  if ((lane > 0 || from_below == 0) && granule >= 0 && granule + size <= cols) {
-    Packed<T> out = packed;
-    if (misaligned != 0) shift_bytes(below.word, packed.word, 16 - misaligned, out.word);
-    store(reinterpret_cast<uint4*>(row + granule), make_uint4(out.word[0], out.word[1], out.word[2], out.word[3]));
+  if (whole && first >= 0 && first + size <= cols) {
+    store(reinterpret_cast<uint4*>(row + first),
+          make_uint4(granule.word[0], granule.word[1], granule.word[2], granule.word[3]));
   } else {
 #pragma unroll
-    for (int j = 0; j < size; ++j) {
-      const Index column_below = first - size + j;
-      if (lane > 0 && j >= size - from_below && column_below >= 0 && column_below < cols)
-        store(row + column_below, element(below, j));
-      if (j < size - from_below && first + j < cols) store(row + first + j, element(packed, j));
-    }
-  }
-  if (lane == lanes - 1) {  // nobody above takes this vector's last elements
-#pragma unroll
     for (int j = 0; j < size; ++j)
-      if (j >= size - from_below && first + j < cols) store(row + first + j, element(packed, j));
+      if (j >= from_below && first + j < cols) store(row + first + j, element(granule, j));
   }
 }
 

@@ -143,7 +143,9 @@ inline void check(const LaunchConfig& config) {
            std::to_string(device.max_cluster));
   if (grid.x % config.cluster) refuse("the grid is not a multiple of the cluster");
   const uint64_t blocks = uint64_t(grid.x) * grid.y * grid.z;
-  const uint64_t resident = uint64_t(device.sm_count) * uint64_t(device.blocks_per_sm);
+  const uint64_t per_sm = std::min<uint64_t>(
+      {kThreadsPerSm / threads, kBlocksPerSm, kSharedBytesPerSm / (config.smem + kReservedSharedBytes)});
+  const uint64_t resident = uint64_t(device.sm_count) * per_sm;
   if (config.cooperative && blocks > resident)
     refuse("a cooperative grid of " + std::to_string(blocks) + " blocks, the device holds " + std::to_string(resident));
 }

@@ -25,6 +25,10 @@ struct Options {
   size_t race_window = 1024;
 };
 
+// What one multiprocessor of sm_90 holds at once; registers, which also limit it, only the compiler knows.
+constexpr int kThreadsPerSm = 2048, kBlocksPerSm = 32;
+constexpr size_t kSharedBytesPerSm = 228 * 1024, kReservedSharedBytes = 1024;
+
 constexpr size_t kStaticSharedBytes = 48 * 1024;  // the compiler's limit for SHARED variables together
 
 // Address space of one CUDA thread's stack; only pages that are touched cost memory.

@@ -44,12 +44,14 @@ T* dyn_shared() {
   return reinterpret_cast<T*>(shared_variable(*g.current->block, &dynamic_key, g.config.smem, 16));
 }
 
-// The same variable of another block of the cluster.
+// The same variable of another block of the cluster, which is sure to have started only after a cluster.sync().
 template <class T>
 T* map_shared_rank(T* p, unsigned rank, Location where = Location::current()) {
   Quiet quiet;
   Block& block = *g.current->block;
   if (rank >= block.cluster->blocks.size()) fail("map_shared_rank: no such block in the cluster", where);
+  if (rank != block.cluster_rank && block.cluster->barrier.generation == 0)
+    fail("map_shared_rank before any cluster.sync(): the other block may not have started", where);
   const char* address = reinterpret_cast<const char*>(p);
   for (const SharedVariable& mine : block.shared)
     if (address >= mine.data && address < mine.data + mine.size) {
