@@ -77,7 +77,7 @@ echo "device: ${device#* } (compute capability ${device%% *})"
 
 phase requirements 60 "$PYTHON" scripts/requirements.py build test bench
 phase build 200 "$PYTHON" scripts/build.py
-phase suite 150 "$PYTHON" -m pytest -n 4 --backend cuda -m "not slow" -q
+phase suite 150 "$PYTHON" -m pytest -n 4 --backend cuda -q
 phase benchmark 120 "$PYTHON" -m bench --suite quick --device cuda --time-limit 90 --output auto
 sanitize 90
 
