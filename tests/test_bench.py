@@ -13,6 +13,16 @@ pytest.importorskip("tabulate")
 from bench import bench_layer_norm, bench_rms_norm, harness, report, shapes, timing
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():  # a second one only waits where the suite runs in parallel
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 SHAPE = shapes.Shape(64, 256, "small, for the test of the harness")
 LAYER_NORM = bench_layer_norm.OPS[0]
 RMS_NORM = bench_rms_norm.OPS[0]
@@ -33,14 +43,19 @@ def right(x, weight, bias):
 
 def test_a_planted_slow_down_is_seen():
     def slow(*inputs):
-        for _ in range(4):
+        for _ in range(9):
             right(*inputs)
         return right(*inputs)
 
-    cells = measure(candidate("ours", slow), candidate("aten", right))
-    ratios = {cell.direction: cell.speedup("aten") for cell in cells}
-    assert ratios["forward"] < 0.5  # five times the work; other load on the machine hits both alike
-    assert measure(candidate("ours", right), candidate("aten", right), directions=["forward"])[0].speedup("aten") > 0.5
+    slowed = measure(candidate("ours", slow), candidate("aten", right))
+    assert {cell.direction: cell.speedup("aten") < 0.7 for cell in slowed if cell.direction != "backward"} == {
+        "forward": True,
+        "forward+backward": True,
+    }
+    # Ten times the work shows however busy the machine is; that equal ones look equal, only the best rounds can tell.
+    equal = measure(candidate("ours", right), candidate("aten", right), directions=["forward"], rounds=15)[0]
+    ours, aten = (min(result.seconds) for result in equal.results)
+    assert 0.5 < aten / ours < 2
 
 
 def test_equal_candidates_are_measured_in_turn():
