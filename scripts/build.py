@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import os
 import platform
+import re
 import subprocess
 import sys
 import sysconfig
@@ -25,8 +26,8 @@ VARIABLES = ("FORCE_CUDA", "CUDA_HOME", "TORCH_CUDA_ARCH_LIST", "CXX", "CC", "CF
 
 
 def environment_tag() -> str:
-    kind = "cuda" if os.environ.get("FORCE_CUDA") == "1" else "default"
-    return f"py{platform.python_version()}-torch{metadata.version('torch')}-{kind}"
+    tag = f"py{platform.python_version()}-torch{metadata.version('torch')}"
+    return {"1": f"{tag}-cuda", "0": f"{tag}-cpu"}.get(os.environ.get("FORCE_CUDA", ""), tag)
 
 
 def fingerprint() -> str:
@@ -38,6 +39,39 @@ def fingerprint() -> str:
         if path.is_file() and path.suffix != ".md":
             digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
+
+
+def run(command: list[str], log: Path) -> int:
+    """Run the build with one line per compiled file on the terminal and everything else in a log."""
+    # pip puts ninja beside this Python, which need not be on PATH.
+    path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
+    log.parent.mkdir(exist_ok=True)
+    with (
+        open(log, "w", encoding="utf-8", errors="replace") as kept,
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, "PATH": path},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        ) as process,
+    ):
+        assert process.stdout is not None
+        for line in process.stdout:
+            kept.write(line)
+            step = re.match(r"(\[\d+/\d+\]).* -c \S*?(csrc/\S+)", line)
+            if step:
+                print("  ", *step.groups(), flush=True)
+    return process.returncode
+
+
+def explain_failure(log: Path) -> str:
+    """The compiler's words without its command lines."""
+    lines = [line for line in log.read_text(encoding="utf-8").splitlines() if len(line) < 400]
+    first = next((i for i, line in enumerate(lines) if re.search(r"\b(error|Error)\b", line)), len(lines) - 40)
+    return "\n".join(lines[max(0, first - 3) : first + 40])
 
 
 def main() -> None:
@@ -53,17 +87,13 @@ def main() -> None:
 
     print(f"building {library.relative_to(ROOT)} for {environment_tag()}", flush=True)
     FINGERPRINT.unlink(missing_ok=True)
-    # pip puts ninja beside this Python, which need not be on PATH.
-    path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
-    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace", "--force"]
+    log = ROOT / "build" / "build.log"
+    command = [sys.executable, "setup.py", "build_ext", "--inplace", "--force"]
     command += ["--build-temp", str(Path("build") / environment_tag())]
-    subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "PATH": path})
-    FINGERPRINT.parent.mkdir(exist_ok=True)
+    if run(command, log) != 0:
+        sys.exit(f"{explain_failure(log)}\nbuild.py: the build failed; all of its output is in {log}")
     FINGERPRINT.write_text(wanted, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except subprocess.CalledProcessError as error:
-        sys.exit(f"build.py: the build failed with status {error.returncode}; the compiler's message stands above")
+    main()

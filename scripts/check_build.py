@@ -33,6 +33,8 @@ def main() -> None:
         missing += [f"{op} (CUDA)" for op in OPS if op.endswith("ward") and not has_kernel(op, "CUDA")]
     if missing:
         sys.exit(f"check_build.py: no kernel is registered for {', '.join(missing)}")
+    if with_cuda and torch.version.cuda and not torchfastnorm._extension._C.stream_symbol():
+        sys.exit("check_build.py: torch's current-stream function was not found: kernels would run on the wrong stream")
     x = torch.randn(5, 7, dtype=torch.float64)
     torch.testing.assert_close(torchfastnorm.layer_norm(x, (7,)), torch.nn.functional.layer_norm(x, (7,)))
     print("all kernels are registered:", "CPU and CUDA" if with_cuda else "CPU")
