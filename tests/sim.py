@@ -6,7 +6,8 @@
     sim.counters()["..."].loads.bytes          # what it read from global memory
 
 The library is compiled when it is first used, and again when a source has changed. TORCHFASTNORM_SIM=asan or tsan
-chooses a build with sanitizers (tests/native/run.sh sets the environment that these need).
+chooses a build with sanitizers (tests/native/run.sh sets the environment that these need). `python tests/sim.py
+[VARIANT...]` only compiles.
 """
 
 from __future__ import annotations
@@ -78,13 +79,9 @@ def why_not() -> str | None:
     return native_build.why_not()
 
 
-def sources() -> list[Path]:
-    cuda = native_build.ROOT / "csrc" / "cuda"
-    return [*sorted(cuda.rglob("*.cu")), *sorted(cuda.rglob("*.cpp")), native_build.NATIVE / "sim.cpp"]
-
-
 def build(variant: str = VARIANT) -> Path:
-    return native_build.build("libtorchfastnorm_sim", sources(), variant)
+    sources = [*native_build.cuda_sources(), native_build.NATIVE / "sim.cpp"]
+    return native_build.build("libtorchfastnorm_sim", sources, variant)
 
 
 @functools.cache
@@ -171,3 +168,7 @@ def launches() -> list[Launch]:
         Launch(raw["name"], tuple(raw["grid"]), tuple(raw["block"]), raw["cluster"], raw["smem"], raw["cooperative"])
         for raw in _report()["launches"]
     ]
+
+
+if __name__ == "__main__":
+    print(*(build(variant) for variant in sys.argv[1:] or [VARIANT]), sep="\n")

@@ -49,8 +49,8 @@ Tensor plain_composite(const Tensor& x, c10::SymIntArrayRef shape, const OptTens
   return std::get<0>(row_norm_composite(op, {x, absent, shape, weight, absent, resolved(eps, x), out_dtype}));
 }
 
-Pair add_kernel(const Tensor& x, const Tensor& residual, at::IntArrayRef shape, const OptTensor& weight, std::optional<double> eps,
-                OptType out_dtype) {
+Pair add_kernel(const Tensor& x, const Tensor& residual, at::IntArrayRef shape, const OptTensor& weight,
+                std::optional<double> eps, OptType out_dtype) {
   auto [y, sum, mean, rstd] =
       row_norm_forward(op, {x, residual, shape, weight, absent, resolved(eps, residual), out_dtype}, false);
   return {std::move(y), std::move(sum)};

@@ -70,11 +70,11 @@ Four row_norm_backward(const RowNormOp&, const Tensor& grad_y, const OptTensor& 
 // row_norm_autograd.cpp: the Autograd kernels. `without_graph` calls the public op below autograd; (y, sum).
 Pair row_norm_autograd(const RowNormOp&, const RowNormInputs<c10::SymIntArrayRef>&,
                        c10::function_ref<Pair()> without_graph);
+Four row_norm_forward_autograd(const RowNormOp&, const RowNormInputs<c10::SymIntArrayRef>&);
 Four row_norm_backward_autograd(const RowNormOp&, const Tensor& grad_y, const OptTensor& grad_sum, const Tensor& h,
                                 c10::SymIntArrayRef shape, const OptTensor& weight, const OptTensor& mean,
                                 const Tensor& rstd, double eps, at::ScalarType x_dtype, at::ScalarType param_dtype,
                                 Mask mask);
-torch::CppFunction not_differentiable();
 
 // row_norm_composite.cpp: the formulas in ATen operations, for torch.func transforms and forward-mode AD.
 Pair row_norm_composite(const RowNormOp&, const RowNormInputs<c10::SymIntArrayRef>&);
@@ -93,7 +93,7 @@ void implement(torch::Library& m, const char* name, Kernel kernel, Autograd auto
 #ifdef TORCHFASTNORM_CUDA
   m.impl(name, torch::dispatch(c10::DispatchKey::CUDA, kernel));
 #endif
-  m.impl(name, torch::dispatch(c10::DispatchKey::Autograd, std::move(autograd)));
+  m.impl(name, torch::dispatch(c10::DispatchKey::Autograd, autograd));
   m.impl(name, torch::dispatch(c10::DispatchKey::FuncTorchBatched, composite));
 }
 
@@ -122,10 +122,13 @@ void define_inner_ops(torch::Library& m) {
       +[](const Tensor& x, const OptTensor& residual, at::IntArrayRef shape, const OptTensor& weight,
           const OptTensor& bias, double eps,
           OptType out_dtype) { return row_norm_forward(op, {x, residual, shape, weight, bias, eps, out_dtype}, true); },
-      not_differentiable(),
       +[](const Tensor& x, const OptTensor& residual, c10::SymIntArrayRef shape, const OptTensor& weight,
-          const OptTensor& bias, double eps, OptType out_dtype) -> Four {
-        TORCH_CHECK_NOT_IMPLEMENTED(false, op.name, "_forward has no batching rule; call ", op.name, " instead");
+          const OptTensor& bias, double eps, OptType out_dtype) {
+        return row_norm_forward_autograd(op, {x, residual, shape, weight, bias, eps, out_dtype});
+      },
+      +[](const Tensor&, const OptTensor&, c10::SymIntArrayRef, const OptTensor&, const OptTensor&, double,
+          OptType) -> Four {
+        TORCH_CHECK_NOT_IMPLEMENTED(false, op.name, "_forward() has no batching rule; call ", op.name, "() instead");
       });
   implement(
       m, backward.c_str(),

@@ -1,5 +1,4 @@
 // The Autograd kernels of the row norms: the node that forward leaves behind, and the derivative of the backward op.
-#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "common/node.h"
@@ -61,7 +60,7 @@ class RowNormNode final : public NormNode<4> {
       return out;
     }
     auto [grad_h, grad_x, grad_weight, grad_bias] = op_.calls().backward.call(
-        grad_y, optional(grad_sum), h, grad_y.sym_sizes().slice(grad_y.dim() - dims_), optional(unpack(Weight)),
+        grad_y, optional(grad_sum), h, h.sym_sizes().slice(h.dim() - dims_), optional(unpack(Weight)),
         optional(unpack(Mean)), unpack(Rstd), eps_, x_type_, param_type_, mask);
     if (of_x) out[X] = mask[1] ? grad_x : grad_h;
     if (of_residual) out[Residual] = grad_h;
@@ -107,7 +106,7 @@ struct DifferentiableBackward : torch::autograd::Function<DifferentiableBackward
     ctx->saved_data["dims"] = static_cast<int64_t>(shape.size());
     ctx->saved_data["eps"] = eps;
     ctx->saved_data["mask"] = std::vector<bool>(mask.begin(), mask.end());
-    ctx->saved_data["sum_type"] = static_cast<int64_t>(has(grad_sum) ? grad_sum->scalar_type() : h.scalar_type());
+    if (has(grad_sum)) ctx->saved_data["sum_type"] = static_cast<int64_t>(grad_sum->scalar_type());
     const auto results =
         op->calls().backward.call(grad_y, grad_sum, h, shape, weight, mean, rstd, eps, x_dtype, param_dtype, mask);
     variable_list packed;
@@ -128,7 +127,8 @@ struct DifferentiableBackward : torch::autograd::Function<DifferentiableBackward
     const auto rounded = [](const Tensor& t, at::ScalarType type) { return t.defined() ? t.to(type) : t; };
     variable_list out(12);
     out[1] = rounded(of_grad_y, grad_y.scalar_type());
-    out[2] = rounded(of_grad_sum, static_cast<at::ScalarType>(ctx->saved_data["sum_type"].toInt()));
+    if (const auto type = ctx->saved_data.find("sum_type"); type != ctx->saved_data.end())
+      out[2] = rounded(of_grad_sum, static_cast<at::ScalarType>(type->second.toInt()));
     out[3] = rounded(of_h, h.scalar_type());
     if (weight.defined()) out[5] = rounded(of_weight, weight.scalar_type());
     return out;
@@ -142,19 +142,29 @@ Pair row_norm_autograd(const RowNormOp& op, const RowNormInputs<c10::SymIntArray
   if (under_transform() || has_tangent(in.x) || has_tangent(in.residual) || has_tangent(in.weight) ||
       has_tangent(in.bias))
     return row_norm_composite(op, in);
-  const bool graph = graph_wanted(in.x, in.residual, in.weight, in.bias);
+  if (!graph_wanted(in.x, in.residual, in.weight, in.bias)) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    return without_graph();
+  }
+  auto [y, sum, mean, rstd] = row_norm_forward_autograd(op, in);
+  return {std::move(y), std::move(sum)};
+}
+
+Four row_norm_forward_autograd(const RowNormOp& op, const RowNormInputs<c10::SymIntArrayRef>& in) {
+  TORCH_CHECK_NOT_IMPLEMENTED(!under_transform(), op.name, "_forward() has no rule for torch.func; call ", op.name,
+                              "() instead");
   Four results;
   {
     const at::AutoDispatchBelowADInplaceOrView below;
-    if (!graph) return without_graph();
     results = op.calls().forward.call(in.x, in.residual, in.shape, in.weight, in.bias, in.eps, in.out_dtype);
   }
-  auto& [y, sum, mean, rstd] = results;
+  if (!graph_wanted(in.x, in.residual, in.weight, in.bias)) return results;
+  const auto& [y, sum, mean, rstd] = results;
   auto node = make_node<RowNormNode>(op, in);
   torch::autograd::set_history(y, node);
   if (sum.defined()) torch::autograd::set_history(sum, node);
   node->save_for_backward(in, sum, mean, rstd);
-  return {std::move(y), std::move(sum)};
+  return results;
 }
 
 Four row_norm_backward_autograd(const RowNormOp& op, const Tensor& grad_y, const OptTensor& grad_sum, const Tensor& h,
@@ -174,7 +184,5 @@ Four row_norm_backward_autograd(const RowNormOp& op, const Tensor& grad_y, const
     if (mask[i]) out[i] = packed[next++];
   return {out[0], out[1], out[2], out[3]};
 }
-
-torch::CppFunction not_differentiable() { return torch::autograd::autogradNotImplementedFallback(); }
 
 }  // namespace torchfastnorm::bindings

@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(backward_warp_threads(VECTORS), backward_warp_
   A grad_weight[VECTORS][N] = {}, grad_bias[VECTORS][N] = {};
 
   for (int64_t first = int64_t(blockIdx.x) * groups * R; first < a.rows; first += int64_t(gridDim.x) * groups * R) {
-    typename Vector::RawStored h[R][VECTORS], grad_sum[R][VECTORS];
+    typename Vector::RawStored h[R][VECTORS], grad_sum[R][VECTORS] = {};
     typename Vector::RawGradY grad_y[R][VECTORS];
     // A group beyond the last row goes along with row 0, but touches nothing: its limit is 0 columns.
     const auto row_of = [&](int r) { return first + r * groups + group < a.rows ? first + r * groups + group : 0; };
@@ -228,7 +228,7 @@ __global__ void __launch_bounds__(backward_block_threads, 1)
     const Row<Y, N, A> grad_y_row(a.grad_y, row);
     const A mean = CENTERED ? load_cached(a.mean + row) : A(0);
     const A rstd = load_cached(a.rstd + row);
-    typename Vector::RawStored h[vectors_kept], grad_sum[vectors_kept];
+    typename Vector::RawStored h[vectors_kept], grad_sum[vectors_kept] = {};
     typename Vector::RawGradY grad_y[vectors_kept];
     A sums[K] = {};  // of g * x_hat, then of g
     A weight[N];

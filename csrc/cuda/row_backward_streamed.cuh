@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(column_threads, column_blocks)
   A weight[N], grad_weight[N] = {}, grad_bias[N] = {};
   a.weight.template load<X>(index, a.cols, A(1), weight);
   for (int64_t row = partial_row; row < a.rows; row += partial_rows) {
-    typename Vector::RawStored grad_sum;
+    typename Vector::RawStored grad_sum{};
     if (a.grad_sum.data != nullptr) grad_sum = Row<typename Vector::S, N, A>(a.grad_sum, row).template load<Access::Once>(index, a.cols);
     const A rstd = load_cached(a.rstd + row);
     const Vector vector(Row<typename Vector::S, N, A>(a.h, row).template load<Access::Once>(index, a.cols),

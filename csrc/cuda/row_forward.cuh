@@ -86,21 +86,18 @@ struct Source {
   }
 };
 
-template <bool CENTERED, class X, class H, class Y, class Index>
-__device__ __forceinline__ void normalize_vector(const RowForwardArguments<Accumulator<H>>& a, const Packed<H>& h,
-                                                 const Row<Y, Packed<H>::size, Accumulator<H>>& y, Index index,
-                                                 Index cols, Accumulator<H> mean, Accumulator<H> rstd, unsigned lanes) {
+template <bool CENTERED, class H, class Y, class Index>
+__device__ __forceinline__ void normalize_vector(const Packed<H>& h, const Row<Y, Packed<H>::size, Accumulator<H>>& y,
+                                                 Index index, Index cols, Accumulator<H> mean, Accumulator<H> rstd,
+                                                 const Accumulator<H> (&weight)[Packed<H>::size],
+                                                 const Accumulator<H> (&bias)[Packed<H>::size], unsigned lanes) {
   constexpr int N = Packed<H>::size;
-  using A = Accumulator<H>;
-  A values[N], parameter[N];
+  Accumulator<H> values[N];
   unpack(h, values);
-  a.weight.template load<X>(index, cols, A(1), parameter);  // from L1: to keep them costs registers, and so blocks
 #pragma unroll
-  for (int j = 0; j < N; ++j) values[j] = (CENTERED ? normalize(values[j], mean, rstd) : values[j] * rstd) * parameter[j];
-  if constexpr (CENTERED) {
-    a.bias.template load<X>(index, cols, A(0), parameter);
-#pragma unroll
-    for (int j = 0; j < N; ++j) values[j] += parameter[j];
+  for (int j = 0; j < N; ++j) {
+    const Accumulator<H> x_hat = CENTERED ? normalize(values[j], mean, rstd) : values[j] * rstd;
+    values[j] = CENTERED ? affine(x_hat, weight[j], bias[j]) : x_hat * weight[j];
   }
   y.store(index, cols, values, lanes);
 }
@@ -166,11 +163,14 @@ __global__ void __launch_bounds__(forward_warp_threads, forward_warp_blocks)
     };
     row_statistics<CENTERED, N>(visit, reduce, a.inverse_cols, a.eps, mean, rstd);
 #pragma unroll
-    for (int r = 0; r < R; ++r) {
-      const Row<Y, N, A> y(a.y, row_of(r));
+    for (int k = 0; k < VECTORS; ++k) {
+      A weight[N], bias[N];  // from L1: to keep them from row to row would cost registers, and so resident blocks
+      a.weight.template load<X>(index_of(k), cols, A(1), weight);
+      if constexpr (CENTERED) a.bias.template load<X>(index_of(k), cols, A(0), bias);
 #pragma unroll
-      for (int k = 0; k < VECTORS; ++k)
-        normalize_vector<CENTERED, X>(a, h[r][k], y, index_of(k), limit_of(r), mean[r], rstd[r], lanes);
+      for (int r = 0; r < R; ++r)
+        normalize_vector<CENTERED>(h[r][k], Row<Y, N, A>(a.y, row_of(r)), index_of(k), limit_of(r), mean[r], rstd[r],
+                                   weight, bias, lanes);
     }
 #pragma unroll
     for (int r = 0; r < R; ++r) {
@@ -253,9 +253,11 @@ __global__ void __launch_bounds__(forward_block_threads) row_forward_block(const
     };
     A mean[1], rstd[1];
     row_statistics<CENTERED, N>(visit, reduce, a.inverse_cols, a.eps, mean, rstd);
-    const Row<Y, N, A> y(a.y, row);
     for_each([&](Index index, const Packed<H>& packed) {
-      normalize_vector<CENTERED, X>(a, packed, y, index, slice.limit, mean[0], rstd[0], 32);
+      A weight[N], bias[N];
+      a.weight.template load<X>(index, slice.limit, A(1), weight);
+      if constexpr (CENTERED) a.bias.template load<X>(index, slice.limit, A(0), bias);
+      normalize_vector<CENTERED>(packed, Row<Y, N, A>(a.y, row), index, slice.limit, mean[0], rstd[0], weight, bias, 32);
     });
     if (threadIdx.x == 0 && Cluster::rank() == 0) {
       if (CENTERED && a.mean != nullptr) store(a.mean + row, mean[0]);

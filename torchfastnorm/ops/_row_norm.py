@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.overrides import has_torch_function
 
 Shape = Sequence[int]
@@ -41,6 +42,8 @@ def _as_shape(name: str, shape: Any) -> tuple[Any, ...]:
 
 def call_op(op: Any, tensors: dict[str, Any], shape: Any, params: dict[str, Any], eps: Any, out_dtype: Any) -> Any:
     """Call ``op(*tensors, shape, *params, eps, out_dtype)`` through ``torch.ops``; ``params`` may be None."""
+    if is_compiling():
+        return op(*tensors.values(), shape, *params.values(), eps, out_dtype)
     name = op._schema.name.split("::")[1]
     if not has_torch_function((*tensors.values(), *params.values())):
         for argument, value in (*tensors.items(), *((k, v) for k, v in params.items() if v is not None)):

@@ -17,6 +17,10 @@
 #undef __grid_constant__
 #define __grid_constant__
 
+// The host compiler may decide for itself: forced, it would take twice the time.
+#undef __forceinline__
+#define __forceinline__ inline
+
 #undef __shared__
 #define __shared__ \
   _Pragma("GCC error \"__shared__ cannot run on the CPU: use SHARED(type, name, [n]) or DYNAMIC_SHARED(type, name)\"")

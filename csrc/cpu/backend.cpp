@@ -1,0 +1,60 @@
+// The CPU backend's table, and the choice of instruction set: the best this machine runs, made once, at the first
+// call. The environment variable TORCHFASTNORM_CPU_CAPABILITY (default, avx2 or avx512) lowers it, for tests and for
+// bisecting; a set that the machine lacks is never chosen.
+#include "../interface/backend.h"
+
+#include <cstdlib>
+#include <cstring>
+
+#include "row_kernels.h"
+
+namespace torchfastnorm::cpu {
+
+namespace default_set {
+extern const RowKernels row_kernels;
+}
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+namespace avx2 {
+extern const RowKernels row_kernels;
+}
+namespace avx512 {
+extern const RowKernels row_kernels;
+}
+#endif
+
+namespace {
+
+const RowKernels& choose() {
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+  const char* wanted = std::getenv("TORCHFASTNORM_CPU_CAPABILITY");
+  if (!wanted) wanted = "";
+  if (!std::strcmp(wanted, "default")) return default_set::row_kernels;
+  __builtin_cpu_init();
+  const bool has_avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (has_avx512 && std::strcmp(wanted, "avx2")) return avx512::row_kernels;
+  if (has_avx2) return avx2::row_kernels;
+#endif
+  return default_set::row_kernels;
+}
+
+}  // namespace
+
+const RowKernels& row_kernels() {
+  static const RowKernels& chosen = choose();
+  return chosen;
+}
+
+const char* capability() { return row_kernels().capability; }
+
+const Backend backend = {"cpu",
+                         layer_norm_forward,
+                         layer_norm_backward_workspace,
+                         layer_norm_backward,
+                         rms_norm_forward,
+                         rms_norm_backward_workspace,
+                         rms_norm_backward};
+
+}  // namespace torchfastnorm::cpu

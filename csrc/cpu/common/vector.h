@@ -1,0 +1,240 @@
+// Vectors of the instruction set this file is compiled for, in the compiler's own vector types: arithmetic is plain
+// operators, so the formulas of csrc/math take a vector for T. Included by row_norm_<instruction set>.cpp only,
+// after its `#pragma GCC target` and TFN_VECTOR_BYTES.
+//
+// load(p, lanes) widens 16-bit floats; store(p, v, lanes) rounds to nearest even. `lanes` is Whole{}, or Part{n} for
+// the last n < kLanes columns of a row: n elements are touched, the other lanes load as zero. No pointer needs to be
+// aligned. A NaN stays a NaN.
+#pragma once
+#if TFN_VECTOR_BYTES > 16
+#include <immintrin.h>
+#endif
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#include "element.h"
+
+namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET {
+
+template <class T, int BYTES = TFN_VECTOR_BYTES>
+struct VectorOf {
+  typedef T Type __attribute__((vector_size(BYTES)));
+};
+template <class A>
+using Vector = typename VectorOf<A>::Type;
+using Floats = Vector<float>;
+using Doubles = Vector<double>;
+using Ints = Vector<int32_t>;
+using Longs = Vector<int64_t>;
+using Words = Vector<uint32_t>;
+using Shorts = typename VectorOf<uint16_t, TFN_VECTOR_BYTES / 2>::Type;
+using HalfFloats = typename VectorOf<float, TFN_VECTOR_BYTES / 2>::Type;
+
+template <class A>
+constexpr int64_t kLanes = TFN_VECTOR_BYTES / int64_t(sizeof(A));
+
+struct Whole {};
+struct Part {
+  int64_t count;
+};
+
+template <class A>
+TFN_INLINE Vector<A> splat(A value) {
+  return value - Vector<A>{};
+}
+
+// Raw bits of a vector, all of them or the first `lanes`.
+template <class V>
+TFN_INLINE V load_bits(const void* p, Whole) {
+  V v;
+  std::memcpy(&v, p, sizeof(V));
+  return v;
+}
+template <class V>
+TFN_INLINE void store_bits(void* p, V v, Whole) {
+  std::memcpy(p, &v, sizeof(V));
+}
+#if TFN_VECTOR_BYTES == 64
+template <class V>
+TFN_INLINE V load_bits(const void* p, Part lanes) {
+  constexpr int kElements = sizeof(V) == 32 ? 16 : sizeof(V) / sizeof(V{}[0]);
+  const auto mask = uint32_t((1u << lanes.count) - 1);
+  if constexpr (sizeof(V) == 32)
+    return (V)_mm256_maskz_loadu_epi16(__mmask16(mask), p);
+  else if constexpr (kElements == 16)
+    return (V)_mm512_maskz_loadu_epi32(__mmask16(mask), p);
+  else
+    return (V)_mm512_maskz_loadu_epi64(__mmask8(mask), p);
+}
+template <class V>
+TFN_INLINE void store_bits(void* p, V v, Part lanes) {
+  constexpr int kElements = sizeof(V) == 32 ? 16 : sizeof(V) / sizeof(V{}[0]);
+  const auto mask = uint32_t((1u << lanes.count) - 1);
+  if constexpr (sizeof(V) == 32)
+    _mm256_mask_storeu_epi16(p, __mmask16(mask), (__m256i)v);
+  else if constexpr (kElements == 16)
+    _mm512_mask_storeu_epi32(p, __mmask16(mask), (__m512i)v);
+  else
+    _mm512_mask_storeu_epi64(p, __mmask8(mask), (__m512i)v);
+}
+#else
+template <class V>
+TFN_INLINE V load_bits(const void* p, Part lanes) {
+  V v{};
+  std::memcpy(&v, p, size_t(lanes.count) * sizeof(v[0]));
+  return v;
+}
+template <class V>
+TFN_INLINE void store_bits(void* p, V v, Part lanes) {
+  std::memcpy(p, &v, size_t(lanes.count) * sizeof(v[0]));
+}
+#endif
+
+// A bfloat16 is the upper half of a float. Rounding adds just under half a unit, plus the last bit kept; to a NaN,
+// which is quiet after any arithmetic, nothing is added, so that it stays one.
+TFN_INLINE Words round_to_upper_half(Floats v) {
+  const Words bits = (Words)v;
+  return bits + (v == v ? ((bits >> 16) & 1) + 0x7fff : Words{});
+}
+#if TFN_VECTOR_BYTES == 64
+// One permutation of 16-bit words each way.
+TFN_INLINE Floats widen(BFloat16, Shorts bits) {
+  const __m512i to_upper = _mm512_set_epi16(15, 0, 14, 0, 13, 0, 12, 0, 11, 0, 10, 0, 9, 0, 8, 0, 7, 0, 6, 0, 5, 0, 4, 0,
+                                            3, 0, 2, 0, 1, 0, 0, 0);
+  return (Floats)_mm512_maskz_permutexvar_epi16(0xaaaaaaaau, to_upper, _mm512_castsi256_si512((__m256i)bits));
+}
+TFN_INLINE Shorts narrow(BFloat16, Floats v) {
+  const __m512i from_upper = _mm512_set_epi16(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 31, 29, 27, 25, 23, 21, 19,
+                                              17, 15, 13, 11, 9, 7, 5, 3, 1);
+  return (Shorts)_mm512_castsi512_si256(_mm512_maskz_permutexvar_epi16(~0u, from_upper, (__m512i)round_to_upper_half(v)));
+}
+#else
+TFN_INLINE Floats widen(BFloat16, Shorts bits) { return (Floats)(__builtin_convertvector(bits, Words) << 16); }
+TFN_INLINE Shorts narrow(BFloat16, Floats v) { return __builtin_convertvector(round_to_upper_half(v) >> 16, Shorts); }
+#endif
+
+#if TFN_VECTOR_BYTES == 64
+TFN_INLINE Floats widen(Half, Shorts bits) { return (Floats)_mm512_maskz_cvtph_ps(__mmask16(-1), (__m256i)bits); }
+TFN_INLINE Shorts narrow(Half, Floats v) {
+  return (Shorts)_mm512_maskz_cvtps_ph(__mmask16(-1), (__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+#elif TFN_VECTOR_BYTES == 32
+TFN_INLINE Floats widen(Half, Shorts bits) { return (Floats)_mm256_cvtph_ps((__m128i)bits); }
+TFN_INLINE Shorts narrow(Half, Floats v) {
+  return (Shorts)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+#else
+// Exponent and mantissa moved into a float's place are the value times 2^-112, subnormals included.
+TFN_INLINE Floats widen(Half, Shorts bits) {
+  const Words half = __builtin_convertvector(bits, Words);
+  const Words magnitude = (half & 0x7fff) << 13;
+  const Words finite = (Words)((Floats)magnitude * 0x1p112f);
+  return (Floats)((magnitude >= 0x7c00 << 13 ? magnitude | 0x7f800000 : finite) | (half & 0x8000) << 16);
+}
+// Three ranges: too large (infinity; NaN apart), normal (round the mantissa in place; a carry may reach infinity,
+// rightly), subnormal (adding 0.5 makes the addition round at half's last place).
+TFN_INLINE Shorts narrow(Half, Floats v) {
+  const Words bits = (Words)v, magnitude = bits & 0x7fffffff;
+  const Words normal = (magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  const Words subnormal = (Words)((Floats)magnitude + 0.5f) - 0x3f000000;
+  Words half = magnitude < 0x38800000 ? subnormal : normal;
+  half = magnitude >= 0x47800000 ? Words{} + 0x7c00 : half;
+  half = magnitude > 0x7f800000 ? Words{} + 0x7e00 : half;
+  return __builtin_convertvector(half | (bits >> 16 & 0x8000), Shorts);
+}
+#endif
+
+#if TFN_VECTOR_BYTES == 64
+TFN_INLINE Doubles low(Floats v) { return (Doubles)_mm512_maskz_cvtps_pd(__mmask8(-1), _mm512_castps512_ps256((__m512)v)); }
+TFN_INLINE Doubles high(Floats v) {
+  return (Doubles)_mm512_maskz_cvtps_pd(__mmask8(-1), _mm512_maskz_extractf32x8_ps(__mmask8(-1), (__m512)v, 1));
+}
+#elif TFN_VECTOR_BYTES == 32
+TFN_INLINE Doubles low(Floats v) { return (Doubles)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)v)); }
+TFN_INLINE Doubles high(Floats v) { return (Doubles)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)v, 1)); }
+#else
+TFN_INLINE Doubles low(Floats v) { return Doubles{double(v[0]), double(v[1])}; }
+TFN_INLINE Doubles high(Floats v) { return Doubles{double(v[2]), double(v[3])}; }
+#endif
+TFN_INLINE Floats join(Doubles low, Doubles high) {
+  const HalfFloats parts[2] = {__builtin_convertvector(low, HalfFloats), __builtin_convertvector(high, HalfFloats)};
+  return load_bits<Floats>(parts, Whole{});
+}
+
+template <class LANES>
+TFN_INLINE Floats load(const float* p, LANES lanes) {
+  return load_bits<Floats>(p, lanes);
+}
+template <class LANES>
+TFN_INLINE Doubles load(const double* p, LANES lanes) {
+  return load_bits<Doubles>(p, lanes);
+}
+template <class LANES>
+TFN_INLINE Floats load(const Half* p, LANES lanes) {
+  return widen(Half(), load_bits<Shorts>(p, lanes));
+}
+template <class LANES>
+TFN_INLINE Floats load(const BFloat16* p, LANES lanes) {
+  return widen(BFloat16(), load_bits<Shorts>(p, lanes));
+}
+
+template <class LANES>
+TFN_INLINE void store(float* p, Floats v, LANES lanes) {
+  store_bits(p, v, lanes);
+}
+template <class LANES>
+TFN_INLINE void store(double* p, Doubles v, LANES lanes) {
+  store_bits(p, v, lanes);
+}
+template <class LANES>
+TFN_INLINE void store(Half* p, Floats v, LANES lanes) {
+  store_bits(p, narrow(Half(), v), lanes);
+}
+template <class LANES>
+TFN_INLINE void store(BFloat16* p, Floats v, LANES lanes) {
+  store_bits(p, narrow(BFloat16(), v), lanes);
+}
+
+// Lanes beyond the row's end become zero, whatever they held.
+template <class V>
+TFN_INLINE V keep(V v, Whole) {
+  return v;
+}
+TFN_INLINE Floats keep(Floats v, Part lanes) {
+  Ints index;
+  for (int i = 0; i < kLanes<float>; ++i) index[i] = i;
+  return index < int32_t(lanes.count) ? v : Floats{};
+}
+TFN_INLINE Doubles keep(Doubles v, Part lanes) {
+  Longs index;
+  for (int i = 0; i < kLanes<double>; ++i) index[i] = i;
+  return index < lanes.count ? v : Doubles{};
+}
+
+#if TFN_VECTOR_BYTES == 64
+TFN_INLINE double total(Doubles v) {
+  const __m256d four = _mm256_add_pd(_mm512_castpd512_pd256((__m512d)v),
+                                     _mm512_maskz_extractf64x4_pd(__mmask8(-1), (__m512d)v, 1));
+  const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+  return two[0] + two[1];
+}
+#elif TFN_VECTOR_BYTES == 32
+TFN_INLINE double total(Doubles v) {
+  const __m128d two = _mm_add_pd(_mm256_castpd256_pd128((__m256d)v), _mm256_extractf128_pd((__m256d)v, 1));
+  return two[0] + two[1];
+}
+#else
+TFN_INLINE double total(Doubles v) { return v[0] + v[1]; }
+#endif
+
+// f(0), ... f(N - 1), written out, the index a constant: what it indexes can stay in registers.
+template <int N, class F>
+TFN_INLINE void repeat(F f) {
+  [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
+    (f(std::integral_constant<int, I>()), ...);
+  }(std::make_integer_sequence<int, N>());
+}
+
+}  // namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET

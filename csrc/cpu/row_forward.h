@@ -1,0 +1,226 @@
+// Forward of LayerNorm (CENTERED) and RMSNorm over the rows of a matrix: interface/layer_norm.h, rms_norm.h.
+//
+// Memory: x (and residual) are read once; the later passes over a row find it in cache: sum (LayerNorm), centred
+// squares, normalise and store. The residual add happens while a block of h is first read. Rows are taken four at a
+// time: their statistics, chains of dependent operations, overlap, and weight and bias are loaded once for the four.
+//
+// Statistics: a block's mean first, then sums of d = h - mean and of d * d. sum(d), zero but for the rounding of the
+// mean, corrects both (the corrected two-pass algorithm; Chan, Golub, LeVeque 1983), so a constant row has variance
+// zero at any magnitude. Blocks of longer rows are merged by Chan's formula, in double. rstd is formed in double
+// and rounded once. A NaN in the row makes all of its outputs NaN.
+#pragma once
+#include "row_loops.h"
+
+namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET {
+
+// sum = x + residual, rounded to the type of residual. Added in float, or in double where one of them is double.
+template <class X, class R>
+void add(const RowNormForward& a, int64_t row, Span span) {
+  using A = Accumulator<R>;
+  A converted[std::is_same_v<X, A> ? kBlock : 1];
+  const int64_t x_begin = row_offset(a.x_layout, row) + span.begin;
+  const X* x = static_cast<const X*>(a.x) + x_begin;
+  const R* residual = static_cast<const R*>(a.residual) + row_offset(a.residual_layout, row) + span.begin;
+  R* sum = static_cast<R*>(a.sum) + row * a.cols + span.begin;
+  if constexpr (std::is_same_v<X, A>) {
+    if (a.x_type == DType::Double && !std::is_same_v<A, double>) {
+      const double* wide = static_cast<const double*>(a.x) + x_begin;
+      for (int64_t c = 0; c < span.count; ++c) from_double(sum + c, wide[c] + to_double(residual + c));
+      return;
+    }
+    if (a.x_type != dtype_of<X>) {
+      widen_block(converted, a.x, a.x_type, x_begin, span.count);
+      x = converted;
+    }
+  }
+  for_columns<A>(span.count, [=](int64_t c, auto lanes) __attribute__((always_inline)) {
+    store(sum + c, load(x + c, lanes) + load(residual + c, lanes), lanes);
+  });
+}
+
+using Add = void (*)(const RowNormForward&, int64_t row, Span);
+
+inline Add select_add(const RowNormForward& a) {
+  return by_type(a.residual_type, [&](auto r) -> Add {
+    using R = decltype(r);
+    if (a.x_type == a.residual_type) return add<R, R>;
+    if constexpr (std::is_same_v<R, float>) {
+      if (a.x_type == DType::BFloat16) return add<BFloat16, float>;
+      if (a.x_type == DType::Half) return add<Half, float>;
+    }
+    return add<Accumulator<R>, R>;
+  });
+}
+
+// The block of h that is to be normalised, after adding the residual where there is one.
+template <class H>
+TFN_INLINE const H* block_of_h(const RowNormForward& a, Add add, int64_t row, Span span) {
+  if (!add) return static_cast<const H*>(a.x) + row_offset(a.x_layout, row) + span.begin;
+  add(a, row, span);
+  return static_cast<const H*>(a.sum) + row * a.cols + span.begin;
+}
+
+template <bool CENTERED, class H>
+__attribute__((noinline)) Moments moments_of(const H* h, int64_t count) {
+  using A = Accumulator<H>;
+  if constexpr (CENTERED) {
+    double sum[1], sums[2];
+    sum_columns<A>(count, sum, [=](int64_t c, auto lanes, Vector<A>* s) __attribute__((always_inline)) {
+      s[0] += load(h + c, lanes);
+    });
+    const A center = A(sum[0] / double(count));
+    sum_columns<A>(count, sums, [=](int64_t c, auto lanes, Vector<A>* s) __attribute__((always_inline)) {
+      const Vector<A> d = keep(load(h + c, lanes) - center, lanes);
+      s[0] += d;
+      s[1] += d * d;
+    });
+    const double correction = sums[0] / double(count);
+    return {double(count), double(center) + correction, sums[1] - sums[0] * correction};
+  } else {
+    double squares[1];
+    sum_columns<A>(count, squares, [=](int64_t c, auto lanes, Vector<A>* s) __attribute__((always_inline)) {
+      const Vector<A> value = load(h + c, lanes);
+      s[0] += value * value;
+    });
+    return {double(count), 0, squares[0]};
+  }
+}
+
+// Chan, Golub, LeVeque: of the union of two sets, from their own.
+inline Moments merge(const Moments* of_blocks, int64_t blocks) {
+  Moments all = of_blocks[0];
+  for (int64_t i = 1; i < blocks; ++i) {
+    const Moments& next = of_blocks[i];
+    const double count = all.count + next.count, distance = next.mean - all.mean;
+    all = {count, all.mean + distance * next.count / count,
+           all.squares + next.squares + distance * distance * all.count * next.count / count};
+  }
+  return all;
+}
+
+template <class A>
+struct Statistics {
+  A mean, rstd;
+};
+// Y is the type of y; where that is neither H nor another usual one, Y is A and each block is converted.
+template <bool CENTERED, bool AFFINE, class H, class Y>
+struct RowForward {
+  using A = Accumulator<H>;
+
+  static TFN_INLINE bool converts(const RowNormForward& a) {
+    return std::is_same_v<Y, A> && a.y_type != dtype_of<Y>;
+  }
+  static TFN_INLINE const H* row_of_h(const RowNormForward& a, int64_t row) {
+    return a.residual ? static_cast<const H*>(a.sum) + row * a.cols
+                      : static_cast<const H*>(a.x) + row_offset(a.x_layout, row);
+  }
+
+  static TFN_INLINE Statistics<A> write_statistics(const RowNormForward& a, int64_t row, const Moments& of_row) {
+    const Statistics<A> statistics = {A(of_row.mean), A(1 / __builtin_sqrt(of_row.squares / of_row.count + a.eps))};
+    if (CENTERED && a.mean) static_cast<A*>(a.mean)[row] = statistics.mean;
+    if (a.rstd) static_cast<A*>(a.rstd)[row] = statistics.rstd;
+    return statistics;
+  }
+
+  // Rows [row, row + ROWS), one block of columns. Only one row at a time may be converted, by way of `exact`.
+  template <int ROWS>
+  static __attribute__((noinline)) void apply_rows(const RowNormForward& a, int64_t row,
+                                                   const Statistics<A>* statistics, Span span,
+                                                   ParameterBlock<A>& weight, ParameterBlock<A>& bias) {
+    A exact[ROWS == 1 && std::is_same_v<Y, A> ? kBlock : 1];
+    const A* w = AFFINE ? weight.at(a.weight, a.param_type, span.begin, span.count, 1) : nullptr;
+    const A* b = AFFINE && CENTERED ? bias.at(a.bias, a.param_type, span.begin, span.count, 0) : nullptr;
+    const int64_t y_begin = row * a.cols + span.begin;
+    const H* h[ROWS];
+    Y* y[ROWS];
+    Vector<A> mean[ROWS], rstd[ROWS];
+    repeat<ROWS>([&](auto i) __attribute__((always_inline)) {
+      h[i] = row_of_h(a, row + i) + span.begin;
+      y[i] = static_cast<Y*>(a.y) + (y_begin + i * a.cols);
+      mean[i] = splat(statistics[i].mean);
+      rstd[i] = splat(statistics[i].rstd);
+    });
+    if constexpr (ROWS == 1 && std::is_same_v<Y, A>)
+      if (converts(a)) y[0] = exact;
+    const bool fetch = ROWS > 1 && row + 2 * ROWS <= a.rows && ROWS * a.cols * int64_t(sizeof(H)) <= kFetchBytes;
+    const int64_t ahead = fetch && !a.residual ? row_offset(a.x_layout, row + ROWS) - row_offset(a.x_layout, row) : 0;
+    for_columns<A>(span.count, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+      Vector<A> scale{}, shift{};
+      if constexpr (AFFINE) scale = load(w + c, lanes);
+      if constexpr (AFFINE && CENTERED) shift = load(b + c, lanes);
+      repeat<ROWS>([&](auto i) __attribute__((always_inline)) {
+        if constexpr (ROWS > 1) __builtin_prefetch(h[i] + (c + ahead));
+        Vector<A> v = normalize(Vector<A>(load(h[i] + c, lanes)), CENTERED ? mean[i] : Vector<A>{}, rstd[i]);
+        if constexpr (AFFINE && CENTERED)
+          v = affine(v, scale, shift);
+        else if constexpr (AFFINE)
+          v = v * scale;
+        store(y[i] + c, v, lanes);
+      });
+    });
+    if constexpr (ROWS == 1 && std::is_same_v<Y, A>)
+      if (converts(a)) narrow_block(a.y, a.y_type, y_begin, exact, span.count);
+  }
+
+  static Moments moments(const RowNormForward& a, int64_t row, int64_t block) {
+    const Span span = block_span(block, a.cols);
+    return moments_of<CENTERED>(block_of_h<H>(a, a.residual ? select_add(a) : nullptr, row, span), span.count);
+  }
+
+  static void apply(const RowNormForward& a, int64_t row, int64_t block, const Moments& of_row) {
+    ParameterBlock<A> weight, bias;
+    const Statistics<A> statistics = write_statistics(a, row, of_row);  // by every block: the same numbers
+    apply_rows<1>(a, row, &statistics, block_span(block, a.cols), weight, bias);
+  }
+
+  template <int ROWS>
+  static TFN_INLINE void group(const RowNormForward& a, int64_t row, Add add, ParameterBlock<A>& weight,
+                               ParameterBlock<A>& bias) {
+    const int64_t blocks = block_count(a.cols);
+    Moments of_rows[ROWS];
+    for (int i = 0; i < ROWS; ++i) {
+      Moments pair[2] = {};
+      for (int64_t block = 0; block < blocks; ++block) {
+        const Span span = block_span(block, a.cols);
+        pair[block > 0] = moments_of<CENTERED>(block_of_h<H>(a, add, row + i, span), span.count);
+        if (block > 0) pair[0] = merge(pair, 2);
+      }
+      of_rows[i] = pair[0];
+    }
+    Statistics<A> statistics[ROWS];
+    for (int i = 0; i < ROWS; ++i) statistics[i] = write_statistics(a, row + i, of_rows[i]);
+    for (int64_t block = 0; block < blocks; ++block)
+      apply_rows<ROWS>(a, row, statistics, block_span(block, a.cols), weight, bias);
+  }
+
+  static void rows(const RowNormForward& a, int64_t begin, int64_t end) {
+    ParameterBlock<A> weight, bias;
+    const Add add = a.residual ? select_add(a) : nullptr;
+    int64_t row = begin;
+    if (!converts(a))
+      for (; row + kRowGroup <= end; row += kRowGroup) group<kRowGroup>(a, row, add, weight, bias);
+    for (; row < end; ++row) group<1>(a, row, add, weight, bias);
+  }
+
+  static constexpr ForwardKernels kernels() { return {rows, moments, merge, apply}; }
+};
+
+template <bool CENTERED, bool AFFINE>
+ForwardKernels select_forward(DType h_type, DType y_type) {
+  return by_type(h_type, [&](auto element) -> ForwardKernels {
+    using H = decltype(element);
+    if (y_type == h_type) return RowForward<CENTERED, AFFINE, H, H>::kernels();
+    if constexpr (std::is_same_v<H, float>)
+      if (y_type == DType::BFloat16) return RowForward<CENTERED, AFFINE, H, BFloat16>::kernels();
+    return RowForward<CENTERED, AFFINE, H, Accumulator<H>>::kernels();
+  });
+}
+
+inline ForwardKernels forward_kernels(const RowNormForward& a, bool centered) {
+  const DType h_type = a.residual ? a.residual_type : a.x_type;
+  const bool affine = a.weight || a.bias;
+  return centered ? (affine ? select_forward<true, true> : select_forward<true, false>)(h_type, a.y_type)
+                  : (affine ? select_forward<false, true> : select_forward<false, false>)(h_type, a.y_type);
+}
+
+}  // namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET

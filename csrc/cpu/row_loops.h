@@ -1,0 +1,72 @@
+// The two loops every row kernel is made of, over the columns of one block: for_columns (common/convert.h) and
+// sum_columns. A loop's body is called as body(column, lanes) with lanes Whole{} or, at most once and last, Part{n}
+// (common/vector.h).
+#pragma once
+#include "../math/normalize.h"
+#include "common/convert.h"
+#include "row_kernels.h"
+
+namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET {
+
+// Rows taken together, for the sake of what they share and to overlap their chains of dependent operations.
+constexpr int kRowGroup = 4;
+
+// Of a group of rows this much is fetched ahead while the group before it is worked on.
+constexpr int64_t kFetchBytes = 1 << 17;
+
+// totals[i] = sum over the columns of what body(column, lanes, sums) adds to sums[i]. Four chains of vectors at a
+// time, each lane of a chain adding at most 16 terms before it goes over into double: the rounding error stays that
+// of a short sum, and squares of values up to 1e18 stay finite.
+template <class A, int SUMS, class Body>
+TFN_INLINE void sum_columns(int64_t cols, double (&totals)[SUMS], Body body) {
+  constexpr int64_t kStep = kLanes<A>, kChains = 4, kStrip = 16 * kChains * kStep;
+  Doubles wide[SUMS] = {};
+  for (int64_t c = 0; c < cols;) {
+    const int64_t strip_end = cols - c < kStrip ? cols : c + kStrip;
+    Vector<A> sums[kChains][SUMS];
+    repeat<kChains>([&](auto chain) __attribute__((always_inline)) {
+      repeat<SUMS>([&](auto i) __attribute__((always_inline)) { sums[chain][i] = Vector<A>{}; });
+    });
+    for (; c + kChains * kStep <= strip_end; c += kChains * kStep)
+      repeat<kChains>([&](auto chain) __attribute__((always_inline)) { body(c + chain * kStep, Whole{}, sums[chain]); });
+    for (; c + kStep <= strip_end; c += kStep) body(c, Whole{}, sums[0]);
+    if (c < strip_end) {
+      body(c, Part{strip_end - c}, sums[1]);
+      c = strip_end;
+    }
+    repeat<SUMS>([&](auto i) __attribute__((always_inline)) {
+      const Vector<A> sum = (sums[0][i] + sums[1][i]) + (sums[2][i] + sums[3][i]);
+      if constexpr (std::is_same_v<A, float>)
+        wide[i] += low(sum) + high(sum);
+      else
+        wide[i] += sum;
+    });
+  }
+  for (int i = 0; i < SUMS; ++i) totals[i] = total(wide[i]);
+}
+
+// A block of weight or bias as accumulators: in place where it has that type, else converted once into the buffer
+// and kept until another block is asked for. A null parameter is `fill`.
+template <class A>
+class ParameterBlock {
+ public:
+  TFN_INLINE const A* at(const void* parameter, DType type, int64_t begin, int64_t count, A fill) {
+    if (parameter && type == dtype_of<A>) return static_cast<const A*>(parameter) + begin;
+    if (begin_ != begin) convert(parameter, type, begin, count, fill);
+    return values_;
+  }
+
+ private:
+  void convert(const void* parameter, DType type, int64_t begin, int64_t count, A fill) {
+    if (parameter)
+      widen_block(values_, parameter, type, begin, count);
+    else
+      for (int64_t c = 0; c < count; ++c) values_[c] = fill;
+    begin_ = begin;
+  }
+
+  int64_t begin_ = -1;
+  alignas(64) A values_[kBlock];
+};
+
+}  // namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET

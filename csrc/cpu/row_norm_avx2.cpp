@@ -1,0 +1,21 @@
+// The row kernels for AVX2 with FMA and F16C. The pragma stands for per-file compiler flags, which setuptools lacks.
+// What is included before it (with the headers below it all include) stays compiled for any machine.
+#include "../math/row_layout.h"
+#include "row_kernels.h"
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#include <immintrin.h>
+
+#include <cstring>
+#include <type_traits>
+
+#pragma GCC target("avx2,fma,f16c")
+#define TFN_INSTRUCTION_SET avx2
+#define TFN_VECTOR_BYTES 32
+#include "row_backward.h"
+#include "row_forward.h"
+
+namespace torchfastnorm::cpu::avx2 {
+extern const RowKernels row_kernels = {"AVX2", forward_kernels, backward_kernels};
+}  // namespace torchfastnorm::cpu::avx2
+#endif

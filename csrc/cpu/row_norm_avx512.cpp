@@ -1,0 +1,21 @@
+// The row kernels for AVX-512 (F, BW, VL, DQ). The pragma stands for per-file compiler flags, which setuptools lacks.
+// What is included before it (with the headers below it all include) stays compiled for any machine.
+#include "../math/row_layout.h"
+#include "row_kernels.h"
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#include <immintrin.h>
+
+#include <cstring>
+#include <type_traits>
+
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")
+#define TFN_INSTRUCTION_SET avx512
+#define TFN_VECTOR_BYTES 64
+#include "row_backward.h"
+#include "row_forward.h"
+
+namespace torchfastnorm::cpu::avx512 {
+extern const RowKernels row_kernels = {"AVX512", forward_kernels, backward_kernels};
+}  // namespace torchfastnorm::cpu::avx512
+#endif
