@@ -31,6 +31,7 @@ endif
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 REQUIRE = "$(PYTHON)" scripts/requirements.py --torch "$(TORCH)" build
 BUILD = "$(PYTHON)" scripts/build.py
+HAS = { command -v $(1) || test -x "$${CUDA_HOME:-/usr/local/cuda}/bin/$(1)"; } >/dev/null
 
 .PHONY: help demo test build native cuda-check torch-versions gpu bench lint format clean
 .DEFAULT_GOAL := help
@@ -65,7 +66,8 @@ native: $(ENVIRONMENT)  ## the CUDA kernels executed on the CPU: plainly, under 
 	PYTHON="$(PYTHON)" tests/native/run.sh
 
 cuda-check: $(ENVIRONMENT)  ## compile every kernel with nvcc for all architectures; check registers, spills, accesses
-	@$(REQUIRE)
+	@$(call HAS,nvcc) || $(REQUIRE) nvcc
+	@$(call HAS,cuobjdump) || $(REQUIRE) cuobjdump
 	"$(PYTHON)" tests/native/cuda_check.py
 
 torch-versions:  ## build and test against the oldest, the tested and the newest torch (downloads several GB)

@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("groups", nargs="+", metavar="GROUP", help="'build' or an optional dependency group")
     parser.add_argument("--torch", default="torch", help="what to install where torch is missing, e.g. torch==2.13.0")
     options = parser.parse_args()
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036 - a given PYTHON may be any
         sys.exit(f"requirements.py: Python 3.10 or newer is needed, {sys.executable} is {sys.version.split()[0]}")
 
     if installed_version("torch") is None:

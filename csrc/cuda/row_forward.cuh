@@ -68,9 +68,16 @@ struct Source {
     residual.values_of(raw_residual, other);
 #pragma unroll
     for (int j = 0; j < N; ++j) values[j] += other[j];
-    sum.store(index, cols, values, lanes);
-    sum.round(values);  // normalised is what was stored
-    return pack<H>(values);
+    // Normalised is what is stored: the rounded sum.
+    if constexpr (std::is_same_v<S, H>) {
+      const Packed<H> rounded = pack<H>(values);
+      sum.store(index, cols, rounded, lanes);
+      return rounded;
+    } else {
+      sum.store(index, cols, values, lanes);
+      sum.round(values);
+      return pack<H>(values);
+    }
   }
   // A vector that has been loaded before.
   template <class Index>
