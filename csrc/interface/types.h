@@ -21,6 +21,7 @@ using Stream = void*;
 // Where each row of a (rows, cols) matrix begins. The row index r runs over outer x middle x inner, inner
 // fastest; strides are in elements; the elements of one row are contiguous. A contiguous matrix is
 // {1, 1, cols, 0, 0}. Three levels describe every view of attention's (batch, sequence, head, column) tensors.
+// With more than one level (middle or inner above 1) there are fewer than 2^31 rows.
 struct RowLayout {
   int64_t middle = 1;
   int64_t inner = 1;

@@ -22,7 +22,6 @@ using cudasim::launch;
   auto& name = ::cudasim::static_shared<std::type_identity_t<type __VA_ARGS__>>( \
       [] { static const char key = 0; return static_cast<const void*>(&key); }())
 #define DYNAMIC_SHARED(type, name) type* name = ::cudasim::dyn_shared<type>()
-#define TFN_CLUSTERS 1
 
 #else
 #include <cooperative_groups.h>
@@ -37,9 +36,6 @@ using cudasim::launch;
 #define DYNAMIC_SHARED(type, name)                                     \
   extern __shared__ __align__(16) unsigned char tfn_dynamic_shared[]; \
   type* name = reinterpret_cast<type*>(tfn_dynamic_shared)
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-#define TFN_CLUSTERS 1
-#endif
 
 namespace torchfastnorm::cuda {
 
@@ -91,13 +87,84 @@ void launch(void (*kernel)(Parameters...), const LaunchConfig& config, cudaStrea
 
 namespace torchfastnorm::cuda {
 
-// Every access of a kernel to global memory goes through these three. `once`: read a single time by the whole
-// launch, so it must not displace in L1 what is read again (weights). `plain`: may have been written by this thread.
+// Every access of a kernel to global memory goes through these four, which the CPU run counts.
+
+// Read a single time by the whole launch: must not displace in L1 what is read again.
 template <class T>
-__device__ __forceinline__ T load_once(const T* p);
+__device__ __forceinline__ T load_once(const T* p) {
+#if defined(TORCHFASTNORM_SIM)
+  cudasim::count_load(p, sizeof(T));
+  return *p;
+#else
+  if constexpr (sizeof(T) == 16) {
+    uint4 v;
+    asm("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(p));
+    return reinterpret_cast<const T&>(v);
+  } else {
+    return __ldg(p);
+  }
+#endif
+}
+
+// Read by several threads or rows, never written by this launch: weights, statistics, neighbouring 16 bytes.
 template <class T>
-__device__ __forceinline__ T load_plain(const T* p);
+__device__ __forceinline__ T load_cached(const T* p) {
+#if defined(TORCHFASTNORM_SIM)
+  cudasim::count_load(p, sizeof(T));
+  return *p;
+#else
+  return __ldg(p);
+#endif
+}
+
+// May have been written by this launch.
 template <class T>
-__device__ __forceinline__ void store(T* p, T value);
+__device__ __forceinline__ T load_written(const T* p) {
+#if defined(TORCHFASTNORM_SIM)
+  cudasim::count_load(p, sizeof(T));
+#endif
+  return *p;
+}
+
+template <class T>
+__device__ __forceinline__ void store(T* p, T value) {
+#if defined(TORCHFASTNORM_SIM)
+  cudasim::count_store(p, sizeof(T));
+#endif
+  *p = value;
+}
+
+// The thread-block cluster of this block. Devices before sm_90 have none: there, no kernel that uses it is launched.
+struct Cluster {
+#if defined(TORCHFASTNORM_SIM) || !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  static __device__ __forceinline__ unsigned rank() { return cooperative_groups::this_cluster().block_rank(); }
+  static __device__ __forceinline__ unsigned blocks() { return cooperative_groups::this_cluster().num_blocks(); }
+  static __device__ __forceinline__ void sync() { cooperative_groups::this_cluster().sync(); }
+  template <class T>
+  static __device__ __forceinline__ T* map_shared(T* p, unsigned rank) {  // the same variable in a peer's shared memory
+    return cooperative_groups::this_cluster().map_shared_rank(p, rank);
+  }
+#else
+  static __device__ __forceinline__ unsigned rank() { return 0; }
+  static __device__ __forceinline__ unsigned blocks() { return 1; }
+  static __device__ __forceinline__ void sync() {}
+  template <class T>
+  static __device__ __forceinline__ T* map_shared(T* p, unsigned) {
+    return p;
+  }
+#endif
+};
+
+// 1 / sqrt(v), correctly rounded in single precision.
+__device__ __forceinline__ float inverse_sqrt(float v) {
+#if defined(TORCHFASTNORM_SIM)
+  return float(1.0 / std::sqrt(double(v)));
+#else
+  return __frsqrt_rn(v);
+#endif
+}
+__device__ __forceinline__ double inverse_sqrt(double v) { return 1.0 / sqrt(v); }
 
 }  // namespace torchfastnorm::cuda

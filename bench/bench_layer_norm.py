@@ -1,0 +1,73 @@
+"""LayerNorm, plain and with a residual: byte formula, baselines, bars."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import torchfastnorm
+from torchfastnorm import reference
+
+from .baselines import chosen, peer, torch_baselines
+from .harness import Candidate, Op, Traffic
+
+EPS = 1e-5
+
+
+def traffic(residual: bool, direction: str, rows: int, cols: int, size: int) -> Traffic:
+    matrix, row, parameter = rows * cols * size, rows * max(4, size), cols * size
+    if direction == "forward":  # x (, residual), weight, bias -> y (, sum), mean, rstd
+        matrices = 2 if residual else 1
+        return Traffic(matrices * matrix + 2 * parameter, matrices * matrix + 2 * row)
+    # grad_y (, grad_sum), h, mean, rstd, weight -> grad_h, grad_weight, grad_bias
+    return Traffic((3 if residual else 2) * matrix + 2 * row + parameter, matrix + 2 * parameter)
+
+
+def candidates(names: Sequence[str]) -> list[Candidate]:
+    def ours(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return torchfastnorm.layer_norm(x, (x.shape[-1],), weight, bias, EPS)
+
+    def aten(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.layer_norm(x, (x.shape[-1],), weight, bias, EPS)
+
+    def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return reference.layer_norm(x, (x.shape[-1],), weight, bias, EPS)
+
+    others = torch_baselines(aten, plain)
+    others += peer("liger", "liger-kernel", "liger_kernel.ops.layer_norm:LigerLayerNormFunction",
+                   lambda f: lambda x, w, b: f.apply(x, w, b, EPS))  # fmt: skip
+    others += peer("quack", "quack-kernels", "quack.rmsnorm:layernorm_fwd",
+                   lambda f: lambda x, w, b: f(x, w.float(), b.float(), EPS), has_backward=False)  # fmt: skip
+    others += peer("apex", "apex", "apex.normalization.fused_layer_norm:fused_layer_norm_affine",
+                   lambda f: lambda x, w, b: f(x, w, b, (x.shape[-1],), EPS))  # fmt: skip
+    others += peer("flashinfer", "flashinfer-python", "flashinfer.norm:layernorm",
+                   lambda f: lambda x, w, b: f(x, w.float(), b.float(), EPS), has_backward=False)  # fmt: skip
+    return [Candidate("torchfastnorm", ours, torchfastnorm.__version__), *chosen(others, names)]
+
+
+def add_candidates(names: Sequence[str]) -> list[Candidate]:
+    def ours(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        return torchfastnorm.add_layer_norm(x, residual, (x.shape[-1],), weight, bias, EPS)
+
+    def aten(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        total = x + residual
+        return F.layer_norm(total, (x.shape[-1],), weight, bias, EPS), total
+
+    def plain(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        return reference.add_layer_norm(x, residual, (x.shape[-1],), weight, bias, EPS)
+
+    others = torch_baselines(aten, plain)
+    return [Candidate("torchfastnorm", ours, torchfastnorm.__version__), *chosen(others, names)]
+
+
+OPS = [
+    Op("layer_norm", ("x", "weight", "bias"), candidates,
+       lambda x, w, b: reference.layer_norm(x, (x.shape[-1],), w, b, EPS),
+       lambda *cell: traffic(False, *cell), {torch.float32: 1.4, torch.bfloat16: 2.2}),
+    Op("add_layer_norm", ("x", "residual", "weight", "bias"), add_candidates,
+       lambda x, r, w, b: reference.add_layer_norm(x, r, (x.shape[-1],), w, b, EPS),
+       lambda *cell: traffic(True, *cell)),
+]  # fmt: skip

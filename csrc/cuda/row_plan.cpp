@@ -1,0 +1,140 @@
+// The choice of regime for row norms: see interface/row_plan.h for what the words mean, docs/reductions.md for
+// drawings, and row_tiles.h for the constants. The order of the tests below is the order of preference.
+#include "../interface/row_plan.h"
+
+#include <algorithm>
+
+#include "row_tiles.h"
+
+namespace torchfastnorm {
+namespace {
+
+constexpr int64_t max_grid = 0x7fffffff;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t whole_warps(int64_t threads) { return ceil_div(threads, 32) * 32; }
+int64_t power_of_two_from(int64_t n) {
+  int64_t power = 1;
+  while (power < n) power *= 2;
+  return power;
+}
+// One vector a lane where a row has at most 32, else four.
+void share_a_warp(RowPlan& plan, int64_t vectors) {
+  plan.residency = Residency::Warp;
+  plan.vectors = vectors <= 32 ? 1 : cuda::warp_vectors;
+  plan.lanes = int(power_of_two_from(ceil_div(vectors, plan.vectors)));
+}
+
+}  // namespace
+
+RowTypes row_types(DType x_type, DType h_type, DType y_type, DType param_type) {
+  const bool alike = x_type == h_type && y_type == h_type && (param_type == h_type || param_type == DType::Float);
+  const bool residual_stream = x_type == DType::BFloat16 && y_type == x_type && h_type == DType::Float &&
+                               (param_type == x_type || param_type == DType::Float);
+  bool general = h_type == DType::Double || !(alike || residual_stream);
+#if defined(TORCHFASTNORM_FEWER_TYPES)  // builds under sanitizers: the kernels that are left are the same code
+  general |= residual_stream || h_type == DType::Half;
+#endif
+  return {general, general ? accumulator_of(h_type) : h_type};
+}
+
+RowPlan plan_row_forward(const RowProblem& problem, const DeviceLimits& device) {
+  using namespace cuda;
+  const int64_t vectors = ceil_div(problem.cols, elements_per_vector(problem.kept));
+  RowPlan plan{};
+  plan.lanes = 32;
+  plan.rows_in_flight = 1;
+  plan.cluster = 1;
+  plan.kept_vectors = vectors;
+
+  if (vectors <= 32 * warp_vectors) {
+    share_a_warp(plan, vectors);
+    plan.rows_in_flight = forward_rows_in_flight(plan.vectors);
+    plan.threads = forward_warp_threads;
+    const int64_t rows_per_block = int64_t(plan.threads / plan.lanes) * plan.rows_in_flight;
+    const int64_t resident = int64_t(device.multiprocessors) * forward_warp_blocks;
+    plan.blocks = std::min(ceil_div(problem.rows, rows_per_block), resident);
+    return plan;
+  }
+
+  // Blocks that share a row: as few as keep 32 KB each; 64 KB each rather than 16 blocks, of which few are resident.
+  const int64_t block_vectors = int64_t(forward_block_threads) * forward_block_vectors;
+  if (device.cluster_blocks > 1) {
+    const int64_t wanted = power_of_two_from(ceil_div(vectors, forward_cluster_vectors));
+    plan.cluster = int(std::min<int64_t>({wanted, 8, device.cluster_blocks}));
+    if (vectors > block_vectors * plan.cluster) plan.cluster = std::min(16, device.cluster_blocks);
+  }
+  const int64_t slice = ceil_div(vectors, plan.cluster);
+  if (slice <= block_vectors) {
+    plan.residency = Residency::Registers;
+    plan.vectors = forward_block_vectors;
+    plan.threads = int(whole_warps(ceil_div(slice, plan.vectors)));
+  } else {
+    plan.residency = Residency::Shared;
+    plan.threads = forward_block_threads;
+    const int64_t kept = std::min<int64_t>(slice, (device.shared_bytes - reduction_bytes) / 16);
+    plan.shared_bytes = kept * 16;
+    plan.kept_vectors = std::min(vectors, kept * plan.cluster);
+  }
+  plan.blocks = std::min(problem.rows, max_grid / plan.cluster) * plan.cluster;
+  return plan;
+}
+
+RowPlan plan_row_backward(const RowProblem& problem, const DeviceLimits& device) {
+  using namespace cuda;
+  const int64_t columns = elements_per_vector(problem.kept);
+  const int64_t vectors = ceil_div(problem.cols, columns);
+  const int register_vectors = backward_vectors(problem.kept);
+  const int64_t block_vectors = int64_t(backward_block_threads) * register_vectors;
+  RowPlan plan{};
+  plan.lanes = 32;
+  plan.rows_in_flight = 1;
+  plan.cluster = 1;
+  plan.kept_vectors = vectors;
+
+  if (vectors <= 32 * warp_vectors) {
+    share_a_warp(plan, vectors);
+    plan.rows_in_flight = backward_rows_in_flight(plan.vectors);
+    plan.threads = backward_warp_threads(plan.vectors);
+    const int64_t rows_per_block = int64_t(plan.threads / plan.lanes) * plan.rows_in_flight;
+    const int64_t resident = int64_t(device.multiprocessors) * backward_warp_blocks;
+    plan.blocks = std::min(ceil_div(problem.rows, rows_per_block), resident);
+    plan.partial_rows = plan.blocks;
+    plan.cooperative = true;
+    return plan;
+  }
+
+  const int64_t wanted = power_of_two_from(ceil_div(vectors, block_vectors));
+  plan.cluster = int(std::min<int64_t>(wanted, device.cluster_blocks));
+  const int64_t slice = ceil_div(vectors, plan.cluster);
+  const int sums = problem.centered ? 2 : 1;
+  const int64_t kept_bytes = slice * (2 * 16 + sums * columns * size_of(accumulator_of(problem.kept)));
+  int64_t blocks_per_multiprocessor = 1;
+  if (slice <= block_vectors) {
+    plan.residency = Residency::Registers;
+    plan.vectors = register_vectors;
+    plan.threads = int(whole_warps(ceil_div(slice, plan.vectors)));
+    blocks_per_multiprocessor = backward_block_threads / plan.threads;
+  } else if (kept_bytes <= device.shared_bytes - reduction_bytes) {
+    plan.residency = Residency::Shared;
+    plan.threads = backward_block_threads;
+    plan.shared_bytes = kept_bytes;
+  } else {
+    plan.residency = Residency::Streamed;
+    plan.cluster = 1;
+    plan.threads = column_threads;
+    plan.kept_vectors = 0;
+    const int64_t tiles = ceil_div(vectors, column_threads);
+    const int64_t blocks = int64_t(device.multiprocessors) * column_blocks;
+    plan.partial_rows = std::clamp<int64_t>(blocks / tiles, 1, std::min<int64_t>(std::max<int64_t>(problem.rows, 1), 65535));
+    plan.blocks = tiles * plan.partial_rows;
+    return plan;
+  }
+  const int64_t resident = std::max<int64_t>(device.multiprocessors * blocks_per_multiprocessor / plan.cluster, 1);
+  plan.partial_rows = std::min(problem.rows, resident);
+  plan.blocks = plan.partial_rows * plan.cluster;
+  plan.cooperative = plan.cluster == 1;
+  return plan;
+}
+
+}  // namespace torchfastnorm

@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+# What can only be done on a GPU: build for it, the suite on it, the benchmark, compute-sanitizer (`make gpu`).
+#
+#   PYTHON   a Python whose torch sees the GPU        OUT   optional folder: logs and results are copied there
+#
+# Each phase has a time limit and survives the failure of the others; all limits together stay under ten minutes. Exit
+# status: 0 when every phase passed, or when there is no GPU (which one clear line says); 1 when a phase failed.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+PYTHON=${PYTHON:-python3}
+OUT=${OUT:-}
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+
+"$PYTHON" -c 'import torch' 2>/dev/null || "$PYTHON" scripts/requirements.py --torch "${TORCH:-torch}" build
+device=$("$PYTHON" -c '
+import torch
+if torch.cuda.is_available():
+    major, minor = torch.cuda.get_device_capability()
+    print(f"{major}.{minor} {torch.cuda.get_device_name()}")' 2>/dev/null)
+if [ -z "$device" ]; then
+    echo "make gpu: no GPU here that the torch of $PYTHON can use; nothing was built, run or measured."
+    exit 0
+fi
+export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-${device%% *}}
+export MAX_JOBS=${MAX_JOBS:-$(nproc)}
+
+logs=build/gpu-logs
+rm -rf "$logs"
+mkdir -p "$logs"
+summary=()
+failed=0
+
+# phase NAME SECONDS COMMAND...: runs the command under the limit, keeps its output in a log, notes how it ended.
+phase() {
+    local name=$1 limit=$2 begin=$SECONDS status
+    shift 2
+    echo "== $name (at most $limit s)"
+    timeout --kill-after=10 "$limit" "$@" >"$logs/$name.log" 2>&1
+    status=$?
+    tail -n 15 "$logs/$name.log"
+    record "$name" "$status" "$((SECONDS - begin))"
+}
+
+record() {
+    local verdict=passed
+    [ "$2" -eq 0 ] || { verdict="FAILED (status $2)"; failed=1; }
+    [ "$2" -ne 124 ] || verdict="FAILED (time limit)"
+    summary+=("$(printf '%-22s %-22s %4s s' "$1" "$verdict" "$3")")
+}
+
+# The four tools side by side: each is slow on one core and leaves the GPU mostly idle.
+sanitize() {
+    local begin=$SECONDS tool status
+    local tools=(memcheck racecheck initcheck synccheck) jobs=()
+    command -v compute-sanitizer >/dev/null || PATH="$PATH:${CUDA_HOME:-/usr/local/cuda}/bin"
+    echo "== compute-sanitizer: ${tools[*]} (at most $1 s)"
+    for tool in "${tools[@]}"; do
+        PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout --kill-after=10 "$1" compute-sanitizer --tool "$tool" \
+            --error-exitcode 1 --kernel-name-exclude kernel_substring=at:: "$PYTHON" scripts/sanitizer_cases.py \
+            >"$logs/$tool.log" 2>&1 &
+        jobs+=($!)
+    done
+    for tool in "${!tools[@]}"; do
+        wait "${jobs[$tool]}"
+        status=$?
+        tail -n 3 "$logs/${tools[$tool]}.log"
+        record "${tools[$tool]}" "$status" "$((SECONDS - begin))"
+    done
+}
+
+echo "device: ${device#* } (compute capability ${device%% *})"
+{
+    nvidia-smi
+    "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" --version
+    "$PYTHON" -c 'import torch; print("torch", torch.__version__)'
+    git log -1 --oneline
+} >"$logs/machine.log" 2>&1
+
+phase requirements 60 "$PYTHON" scripts/requirements.py build test bench
+phase build 200 "$PYTHON" scripts/build.py
+phase suite 150 "$PYTHON" -m pytest -n 4 --backend cuda -q
+phase benchmark 120 "$PYTHON" -m bench --suite quick --device cuda --time-limit 90 --output auto
+sanitize 90
+
+printf '\n%s\n' "${summary[@]}" | tee "$logs/summary.txt"
+if [ -n "$OUT" ]; then
+    mkdir -p "$OUT"
+    cp "$logs/summary.txt" "$OUT/"
+    tar -czf "$OUT/logs.tar.gz" -C build gpu-logs
+    results=$("$PYTHON" -m bench --device cuda --print-output-folder 2>/dev/null)
+    [ -z "$results" ] || [ ! -d "$results" ] || { mkdir -p "$OUT/results" && cp "$results"/* "$OUT/results/"; }
+    echo "logs and results: $OUT"
+fi
+exit "$failed"

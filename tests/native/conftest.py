@@ -1,0 +1,15 @@
+"""The tests of this folder compile for minutes, so a run of the whole suite leaves them out: name the folder, or a
+file in it, to run them (`make native` does)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def pytest_ignore_collect(config: pytest.Config) -> bool | None:
+    named = [Path(config.invocation_params.dir, argument.split("::")[0]).resolve() for argument in config.args]
+    return None if any(HERE in (path, *path.parents) for path in named) else True

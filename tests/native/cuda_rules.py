@@ -1,0 +1,55 @@
+"""What the compiled kernels must look like. tests/native/cuda_check.py applies every rule whose `kernel` matches
+(re.search) the demangled name, e.g. "row_forward_warp<float, float, float, false, true, 2>", on every architecture.
+
+A rule names a figure of cuda_check.Kernel, an order and a limit; `why` ends the message when it is broken.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Rule:
+    kernel: str
+    figure: str
+    order: str  # "==", ">=" or "<="
+    limit: float
+    why: str
+
+
+# Functions that the compiler calls instead of an instruction. Any other is a broken rule: a single-precision division
+# or square root with its slow path in a hot loop costs more than the memory access it waits for.
+ALLOWED_CALLS: dict[str, str] = {}
+ALLOWED_CALLS_IN_DOUBLE = {
+    "dblrcp_rn_slowpath_v3": "1 / v: once a row",
+    "dsqrt_rn_f64_mediumpath_v1": "sqrt(v): once a row",
+    "div_rn_f64_full": "a / b: once a row",
+}
+
+SAME = r"<(float|double|__half|__nv_bfloat16), \1, \1,"  # x, h and y of one type: all in vectors of 16 bytes
+HALF_IN = r"<(__half|__nv_bfloat16), float, \1,"  # x and y in 8 bytes, h in 16
+
+RULES = (
+    Rule("", "local", "==", 0, "a spill, or an array indexed at run time: traffic to memory"),
+    Rule("", "stack", "==", 0, "a spill, or an array indexed at run time: traffic to memory"),
+    Rule("", "other calls", "==", 0, "a slow path; cuda_rules.py lists those that are allowed"),
+    Rule("^(?!.*double)", "fp64", "==", 0, "double precision runs at 1/2 to 1/64 of the rate"),
+    # 16-byte accesses: all vectors that a thread has in flight, at least once (the aligned path), and every output.
+    Rule(rf"^row_forward_warp{SAME}", "ldg128", ">=", 4, "x is read in 16-byte pieces, 64 bytes in flight a thread"),
+    Rule(rf"^row_forward_warp{SAME}", "stg128", ">=", 4, "y is written in 16-byte pieces"),
+    Rule(rf"^row_forward_block{SAME}", "ldg128", ">=", 1, "x is read in 16-byte pieces"),
+    Rule(rf"^row_forward_block{SAME}.*Residency\)1", "ldg128", ">=", 4, "64 bytes in flight a thread"),
+    Rule(rf"^row_forward_block{SAME}", "stg128", ">=", 1, "y is written in 16-byte pieces"),
+    Rule(rf"^row_forward_\w+{HALF_IN}", "ldg128", ">=", 1, "the residual is read in 16-byte pieces"),
+    Rule(rf"^row_forward_\w+{HALF_IN}", "ldg64", ">=", 1, "x is read in 8-byte pieces"),
+    Rule(rf"^row_forward_\w+{HALF_IN}", "stg128", ">=", 1, "the sum is written in 16-byte pieces"),
+    Rule(rf"^row_backward_\w+{SAME}", "ldg128", ">=", 2, "grad_y and h are read in 16-byte pieces"),
+    Rule(rf"^row_backward_(warp|block|columns){SAME}", "stg128", ">=", 1, "grad_h is written in 16-byte pieces"),
+    Rule(rf"^row_backward_\w+{HALF_IN}", "ldg128", ">=", 1, "h is read in 16-byte pieces"),
+    Rule(rf"^row_backward_\w+{HALF_IN}", "ldg64", ">=", 1, "grad_y is read in 8-byte pieces"),
+    # Resident blocks that csrc/cuda/row_plan.cpp counts on: a cooperative launch with fewer fails.
+    Rule("^row_forward_warp", "blocks", ">=", 5, "forward_warp_blocks in row_tiles.h"),
+    Rule("^row_backward_warp", "blocks", ">=", 1, "backward_warp_blocks in row_tiles.h: the launch is cooperative"),
+    Rule("^row_backward_block", "registers", "<=", 128, "512 threads, or as many in smaller blocks, are to be resident"),
+)

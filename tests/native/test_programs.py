@@ -1,0 +1,27 @@
+"""The C++ test programs of this folder: the shared pieces of csrc/cuda/common and the row norms through their
+launchers, without torch. Plainly, under Address- and UndefinedBehaviorSanitizer, and a thinned set under
+ThreadSanitizer."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+import native_build
+import pytest
+
+pytestmark = pytest.mark.skipif(native_build.why_not() is not None, reason=str(native_build.why_not()))
+
+NEEDS_KERNELS = {"test_row_norm"}
+
+
+@pytest.mark.parametrize("variant", native_build.VARIANTS)
+@pytest.mark.parametrize("name", ["test_reduce", "test_vector_access", "test_row_norm"])
+def test_program(name: str, variant: str) -> None:
+    sources = [native_build.NATIVE / f"{name}.cpp", *(native_build.cuda_sources() if name in NEEDS_KERNELS else [])]
+    program = native_build.build(name, sources, variant, program=True)
+    environment = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
+    command = [str(program), "all" if variant == "plain" else "few"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " 0 failures" in done.stdout

@@ -1,0 +1,58 @@
+"""How far a result may lie from the fp64 oracle: one table for all ops.
+
+    |result - oracle|  <=  rounding * eps(result dtype) * |oracle|  +  arithmetic * eps(accumulator) * scale
+
+The oracle works on the same rounded inputs. `scale` is what the accumulator's errors are proportional to, element by
+element: the formula with every term taken by its magnitude (checks.py). So a bound holds for mean 1e4 and for
+constant rows as it does for ordinary data, and no shape needs an exception.
+
+`rounding` is 0.5 for a result that is computed in the accumulator's precision and rounded once. It is this 0.5 that
+catches an intermediate stored in a low dtype: such a result is off by a whole unit somewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+ROUNDED_ONCE = 0.5 * (1 + 2**-6)  # the computed value may lie on the other side of a power of two
+
+
+@dataclass(frozen=True)
+class Bound:
+    rounding: float
+    arithmetic: float
+    reason: str
+
+
+# (geometry, direction, dtype of the accumulator). The dtype of the result enters through its eps.
+TOLERANCES: dict[tuple[str, str, torch.dtype], Bound] = {
+    ("row", "sum", torch.float32): Bound(ROUNDED_ONCE, 1.0, "one addition in fp32"),
+    ("row", "sum", torch.float64): Bound(ROUNDED_ONCE, 1.0, "one addition in fp64"),
+    ("row", "forward", torch.float32): Bound(
+        ROUNDED_ONCE, 4.0, "mean, variance, reciprocal root, two products, one sum: about one eps each"
+    ),
+    ("row", "grad_x", torch.float32): Bound(
+        ROUNDED_ONCE, 4.0, "as forward, with the errors of the saved mean and rstd and of two row sums"
+    ),
+    ("row", "grad_params", torch.float32): Bound(
+        ROUNDED_ONCE, 4.0, "fp32 partial sums over the rows, of terms that carry the errors of mean and rstd"
+    ),
+    ("row", "forward", torch.float64): Bound(ROUNDED_ONCE, 8.0, "as fp32; the oracle, fp64 itself, errs as much"),
+    ("row", "grad_x", torch.float64): Bound(ROUNDED_ONCE, 8.0, "as fp32; the oracle, fp64 itself, errs as much"),
+    ("row", "grad_params", torch.float64): Bound(ROUNDED_ONCE, 8.0, "as fp32; the oracle, fp64 itself, errs as much"),
+}
+
+DIRECTION = {
+    "y": "forward",
+    "sum": "sum",
+    "grad_x": "grad_x",
+    "grad_residual": "grad_x",
+    "grad_weight": "grad_params",
+    "grad_bias": "grad_params",
+}
+
+
+def bound_of(result: str, accumulator: torch.dtype, geometry: str = "row") -> Bound:
+    return TOLERANCES[geometry, DIRECTION[result], accumulator]

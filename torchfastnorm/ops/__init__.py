@@ -1,0 +1,1 @@
+"""One file per op: function, Module, and what torch.compile needs to know."""
