@@ -240,7 +240,7 @@ __global__ void __launch_bounds__(forward_block_threads) row_forward_block(const
         if (local < kept) shared[local] = packed;
       }
       // What is read again from `sum` was stored in part by a neighbouring lane, where rows are not aligned.
-      if (source.add && kept < slice.vectors) __syncthreads();
+      if (source.add && kept < slice.vectors) __syncwarp();
     }
     // f(index, packed) for every vector of this thread. All lanes of a warp go round together.
     const auto for_each = [&](auto f) {
