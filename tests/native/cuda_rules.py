@@ -52,6 +52,6 @@ RULES = (
     Rule("^row_forward_warp", "blocks", ">=", 5, "forward_warp_blocks in row_tiles.h"),
     Rule("^row_backward_warp", "blocks", ">=", 1, "backward_warp_blocks in row_tiles.h: the launch is cooperative"),
     Rule(
-        "^row_backward_block", "registers", "<=", 128, "512 threads in all, in blocks of any size, are to be resident"
+        "^row_backward_block", "registers", "<=", 128, "512 threads in all are to be resident, in blocks of any size"
     ),
 )
