@@ -45,6 +45,11 @@ class Op:
         return self.name.removeprefix("add_")
 
     @property
+    def node(self) -> str:
+        """The name of the node that a call leaves in the graph."""
+        return {"layer_norm": "LayerNormBackward", "rms_norm": "RMSNormBackward"}[self.core]
+
+    @property
     def function(self) -> Callable[..., Any]:
         return getattr(functional, self.name)
 

@@ -130,6 +130,8 @@ def backend(
 
     The counters start at zero.
     """
+    if order not in ORDERS:
+        raise ValueError(f"order is {order!r}, expected one of {ORDERS}")
     options = _Options(ORDERS.index(order), seed, sm_count, shared_bytes, max_cluster, count_sectors)
     before = _installed
     address = _library().torchfastnorm_sim_backend()

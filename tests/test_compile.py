@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import LAYER_NORM, LEAVES, OPS, Case, Op, evaluate, make_case
+from cases import ADD_LAYER_NORM, ADD_RMS_NORM, LAYER_NORM, LEAVES, OPS, Case, Op, evaluate, make_case
 from conftest import TestBackend
 from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
@@ -42,10 +42,12 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 def test_fullgraph(backend: TestBackend, op: Op, affine: bool, dynamic: bool | None) -> None:
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(op.function, backend=counter, fullgraph=True, dynamic=dynamic)
+    counts = []
     for rows in (4, 8, 9, 33):
         case = make_case(op, rows, 16, affine=affine, device=backend.device)
         same(evaluate(case, compiled), evaluate(case))
-    assert counter.frame_count <= (1 if dynamic else 2), "recompiled for a number of rows"
+        counts.append(counter.frame_count)
+    assert counts[-1] == counts[0 if dynamic else 1], f"recompiled for a number of rows: {counts}"
 
 
 @all_ops
@@ -56,11 +58,13 @@ def test_dynamic_columns(backend: TestBackend, op: Op) -> None:
         return op.function(x, *rest[:-1], x.shape[1:], rest[-1])
 
     compiled = torch.compile(run, backend=counter, fullgraph=True, dynamic=True)
+    first = 0
     for cols in (8, 9, 31):
         case = make_case(op, 4, cols, device=backend.device).replace(bias=None)
         tensors = [t for t in (case.x, case.residual, case.weight) if t is not None]
         torch.testing.assert_close(compiled(*tensors), run(*tensors))
-    assert counter.frame_count == 1
+        first = counter.frame_count if cols == 8 else first
+    assert counter.frame_count == first, "recompiled for a number of columns"
 
 
 @all_ops
@@ -96,7 +100,7 @@ def test_the_graphs_hold_our_op(backend: TestBackend, op: Op) -> None:
     assert graphs == [[f"{core}_forward.default"], [f"{core}_backward.default"], [f"{name}.default"]]
 
 
-@pytest.mark.parametrize("op", OPS[2:], ids=str)
+@pytest.mark.parametrize("op", [ADD_LAYER_NORM, pytest.param(ADD_RMS_NORM, marks=pytest.mark.slow)], ids=str)
 def test_inductor(backend: TestBackend, op: Op) -> None:
     """Between pointwise ops that inductor fuses, with a dynamic batch, forward and backward."""
 
@@ -175,15 +179,15 @@ def test_training_of_an_exported_module(backend: TestBackend, op: Op) -> None:
 
 
 def opcheck_cases(op: Op, backend: TestBackend) -> Iterator[Case]:
-    for requires_grad in (False, True):
-        for case in (
-            make_case(op, 3, 5, device=backend.device),
-            make_case(op, (2, 3), (4, 5), affine=False, device=backend.device),
-            make_case(op, 3, 5, torch.bfloat16, param_dtype=torch.float32, out_dtype=torch.float16),
-            make_case(op, 0, 5, device=backend.device),
-        ):
-            names = [n for n in LEAVES if getattr(case, n) is not None]
-            yield case.replace(**{n: getattr(case, n).detach().requires_grad_(requires_grad) for n in names}, eps=1e-5)
+    """Few and different: opcheck traces each of them several times."""
+    low = {"param_dtype": torch.float32, "out_dtype": torch.float16}
+    for requires_grad, case in (
+        (True, make_case(op, 3, 5, device=backend.device)),
+        (False, make_case(op, (2, 3), (4, 5), torch.bfloat16, **low, device=backend.device)),
+        (True, make_case(op, 0, 5, affine=False, device=backend.device)),
+    ):
+        names = [n for n in LEAVES if getattr(case, n) is not None]
+        yield case.replace(**{n: getattr(case, n).detach().requires_grad_(requires_grad) for n in names}, eps=1e-5)
 
 
 @all_ops
@@ -197,7 +201,8 @@ def test_opcheck(backend: TestBackend, op: Op) -> None:
 def test_opcheck_of_the_inner_ops(backend: TestBackend, op: Op) -> None:
     namespace = torch.ops.torchfastnorm
     forward, backward = (getattr(namespace, f"{op.core}_{way}").default for way in ("forward", "backward"))
-    for case in opcheck_cases(op, backend):
+    masks = ((True, False, True, op.has_bias), (True, False, False, False), (False, False, True, False))
+    for case, mask in zip(opcheck_cases(op, backend), masks, strict=True):
         tensors = {n: t.detach() if (t := getattr(case, n)) is not None else None for n in LEAVES}
         x, residual, weight, bias = tensors.values()
         arguments = (x, residual, case.normalized_shape, weight, bias, 1e-5, case.out_dtype)
@@ -209,11 +214,8 @@ def test_opcheck_of_the_inner_ops(backend: TestBackend, op: Op) -> None:
         grad_y, grad_sum, h = (
             None if t is None else t.detach().requires_grad_(requires_grad) for t in (case.grad_y, case.grad_sum, h)
         )
-        for mask in ((True, False, True, op.has_bias), (True, False, False, False), (False, False, True, False)):
-            opcheck(
-                backward,
-                (grad_y, grad_sum, h, case.normalized_shape, weight, mean, rstd, 1e-5, x.dtype, param, list(mask)),
-            )
+        shape = case.normalized_shape
+        opcheck(backward, (grad_y, grad_sum, h, shape, weight, mean, rstd, 1e-5, x.dtype, param, list(mask)))
 
 
 def test_opcheck_sees_a_wrong_fake_kernel(backend: TestBackend) -> None:
@@ -222,5 +224,5 @@ def test_opcheck_sees_a_wrong_fake_kernel(backend: TestBackend) -> None:
         library.define("op(Tensor x) -> Tensor")
         library.impl("op", lambda x: x.double(), "CompositeExplicitAutograd")
         torch.library.register_fake("torchfastnorm_planted::op", torch.empty_like, lib=library)
-        with pytest.raises(Exception, match="dtype"):
+        with pytest.raises(Exception, match="Dtypes"):
             opcheck(torch.ops.torchfastnorm_planted.op.default, (make_case(LAYER_NORM, 3, 5).x,))

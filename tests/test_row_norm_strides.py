@@ -123,7 +123,7 @@ def copies(function: Callable[[], object]) -> list[str]:
     """Names of the copying ops that ran, below the dispatcher too."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         function()
-    copying = ("aten::copy_", "aten::clone", "aten::contiguous", "aten::to", "aten::_to_copy", "aten::cat")
+    copying = ("aten::copy_", "aten::clone", "aten::contiguous", "aten::_to_copy", "aten::cat")
     return [event.key for event in profile.key_averages() if event.key in copying]
 
 

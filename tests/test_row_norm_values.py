@@ -137,11 +137,12 @@ def test_default_eps(backend: TestBackend, op: Op, dtype: torch.dtype) -> None:
     theirs = evaluate(case, op.torch)
     for name in ours:
         assert torch.equal(ours[name], explicit[name])
-    assert_not_worse("y", ours["y"], theirs["y"], oracle(case)["y"])
+    if dtype != torch.float64:  # the oracle itself is fp64
+        assert_not_worse("y", ours["y"], theirs["y"], oracle(case)["y"])
 
 
 @all_ops
-@all_dtypes
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=dtype_id)  # the oracle is fp64
 @pytest.mark.parametrize("cols", (8, 65, 768, 1000, 4096))
 def test_not_worse_than_torch(backend: TestBackend, op: Op, dtype: torch.dtype, cols: int) -> None:
     check_not_worse(make_case(op, backend.rows(cols, 256), cols, dtype, device=backend.device))
@@ -160,19 +161,19 @@ def test_weight_zero(backend: TestBackend, op: Op, cols: int) -> None:
 @all_ops
 @all_dtypes
 def test_saved_statistics(backend: TestBackend, op: Op, dtype: torch.dtype) -> None:
-    """The inner op returns mean and rstd in fp32 (fp64 for fp64), shaped as torch.native_layer_norm's."""
+    """The inner op returns mean and rstd in fp32 (fp64 for fp64), one per row."""
     case = make_case(op, (2, 3), 65, dtype, device=backend.device, eps=1e-5)
     forward = getattr(torch.ops.torchfastnorm, f"{op.core}_forward")
     y, total, mean, rstd = forward(case.x, case.residual, case.normalized_shape, case.weight, case.bias, 1e-5, None)
     assert_close("y", y, oracle(case)["y"])
     assert (total is not None) == op.has_residual and (mean is not None) == op.has_bias
     h = (total if op.has_residual else case.x).double().cpu()
-    exact_mean = h.mean(-1, keepdim=True)
-    exact_rstd = ((h - (exact_mean if op.has_bias else 0)).square().mean(-1, keepdim=True) + 1e-5).rsqrt()
+    exact_mean = h.mean(-1)
+    exact_rstd = ((h - (exact_mean[..., None] if op.has_bias else 0)).square().mean(-1) + 1e-5).rsqrt()
     work = accumulator(dtype)
     for name, statistic, exact in (("mean", mean, exact_mean), ("rstd", rstd, exact_rstd)):
         if statistic is not None:
-            assert statistic.dtype == work and statistic.shape == (2, 3, 1), name
+            assert statistic.dtype == work and statistic.shape == (2, 3), name
             torch.testing.assert_close(statistic.cpu().double(), exact, rtol=0, atol=8 * torch.finfo(work).eps)
 
 
