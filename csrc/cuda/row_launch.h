@@ -16,14 +16,16 @@ struct Tag {
 
 // Calls f(Tag<X>, Tag<H>, Tag<Y>) with the types of the kernel to run (row_types in interface/row_plan.h).
 template <class F>
-void with_row_types(const RowTypes& types, DType x, F f) {
+void with_row_types(const RowTypes& types, [[maybe_unused]] DType x, F f) {
   if (types.general) {
     if (types.kept == DType::Double) return f(Tag<AnyType>(), Tag<double>(), Tag<AnyType>());
     return f(Tag<AnyType>(), Tag<float>(), Tag<AnyType>());
   }
-  if (types.kept == DType::Half) return f(Tag<__half>(), Tag<__half>(), Tag<__half>());
   if (types.kept == DType::BFloat16) return f(Tag<__nv_bfloat16>(), Tag<__nv_bfloat16>(), Tag<__nv_bfloat16>());
+#if !defined(TORCHFASTNORM_FEWER_TYPES)
+  if (types.kept == DType::Half) return f(Tag<__half>(), Tag<__half>(), Tag<__half>());
   if (x == DType::BFloat16) return f(Tag<__nv_bfloat16>(), Tag<float>(), Tag<__nv_bfloat16>());
+#endif
   return f(Tag<float>(), Tag<float>(), Tag<float>());
 }
 
