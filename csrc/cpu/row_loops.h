@@ -17,7 +17,7 @@ constexpr int64_t kGroupedCols = sizeof(H) == 2 ? INT64_MAX : 128;
 
 // Outputs are fetched while the inputs are first read: a store that misses the cache would hold up all later ones.
 // The next rows are fetched while the last pass runs over these, unless they are more than this many bytes.
-constexpr int64_t kFetchBytes = 1 << 17;
+constexpr int64_t kFetchBytes = 1 << 18;
 
 // Bytes from a row of a matrix to the one `rows` rows on, to fetch it; 0 where there is none or it is too much.
 template <class T>
