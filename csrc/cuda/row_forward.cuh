@@ -239,8 +239,9 @@ __global__ void __launch_bounds__(forward_block_threads) row_forward_block(const
                        : source.kept(source.x, raw);
         if (local < kept) shared[local] = packed;
       }
-      // What is read again from `sum` was stored in part by a neighbouring lane, where rows are not aligned.
-      if (source.add && kept < slice.vectors) __syncwarp();
+      // What is read again from `sum` was stored in part by a neighbouring lane, where rows are not aligned, and the
+      // 16 bytes around it also hold what the next warp stores.
+      if (source.add && kept < slice.vectors) __syncthreads();
     }
     // f(index, packed) for every vector of this thread. All lanes of a warp go round together.
     const auto for_each = [&](auto f) {
