@@ -21,7 +21,7 @@ DEMO_ARGS ?=
 BENCH_ARGS ?=
 
 ifdef PYTHON
-  ENVIRONMENT :=
+  ENVIRONMENT := given-python
 else
   PYTHON := .venv/bin/python
   ENVIRONMENT := .venv/ready
@@ -31,13 +31,17 @@ endif
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 REQUIRE = "$(PYTHON)" scripts/requirements.py --torch "$(TORCH)" build
 BUILD = "$(PYTHON)" scripts/build.py
+HAS = { command -v $(1) || test -x "$${CUDA_HOME:-/usr/local/cuda}/bin/$(1)"; } >/dev/null
 
-.PHONY: help demo test build native cuda-check torch-versions gpu bench lint format clean
+.PHONY: given-python help demo test build native cuda-check torch-versions gpu bench lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 18
 	@sed -n '/^# Variables/,/^$$/s/^# \{0,1\}//p' Makefile
+
+given-python:
+	@command -v "$(PYTHON)" >/dev/null || { echo "make: PYTHON=$(PYTHON) is not a program here" >&2; exit 1; }
 
 .venv/ready:
 	@"$(BASE_PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "make: $(BASE_PYTHON) is missing or older than Python 3.10; name a newer one with BASE_PYTHON=..." >&2; exit 1; }
@@ -65,14 +69,15 @@ native: $(ENVIRONMENT)  ## the CUDA kernels executed on the CPU: plainly, under 
 	PYTHON="$(PYTHON)" tests/native/run.sh
 
 cuda-check: $(ENVIRONMENT)  ## compile every kernel with nvcc for all architectures; check registers, spills, accesses
-	@$(REQUIRE)
+	@$(call HAS,nvcc) || $(REQUIRE) nvcc
+	@$(call HAS,cuobjdump) || $(REQUIRE) cuobjdump
 	"$(PYTHON)" tests/native/cuda_check.py
 
 torch-versions:  ## build and test against the oldest, the tested and the newest torch (downloads several GB)
 	BASE_PYTHON="$(BASE_PYTHON)" scripts/torch_versions.sh
 
 gpu: $(ENVIRONMENT)  ## on a machine with a GPU: build, suite, compute-sanitizer, benchmark, bench/results/<device>
-	@PYTHON="$(PYTHON)" OUT="$(OUT)" scripts/gpu.sh
+	@PYTHON="$(PYTHON)" TORCH="$(TORCH)" OUT="$(OUT)" scripts/gpu.sh
 
 bench: $(ENVIRONMENT)  ## the benchmark; results in bench/results/<device>
 	@$(REQUIRE) bench

@@ -20,13 +20,19 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     ops = {op.name: op for module in (bench_layer_norm, bench_rms_norm) for op in module.OPS}
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.split(": ", 1)[1])
     parser.add_argument("ops", nargs="*", metavar="OP", help=f"of {', '.join(ops)} (default: all)")
-    parser.add_argument("--suite", choices=("quick", "full"), default="quick", help="few shapes or all (default: quick)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ...")
+    parser.add_argument(
+        "--suite", choices=("quick", "full"), default="quick", help="few shapes or all (default: quick)"
+    )
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ..."
+    )
     parser.add_argument("--dtype", action="append", choices=DTYPES, help="may be repeated (default: float32, bfloat16)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     parser.add_argument("--baseline", action="append", choices=baselines.NAMES,
-                        help="may be repeated (default: aten and installed peers; with --suite full also compile)")  # fmt: skip
-    parser.add_argument("--shape", action="append", metavar="ROWSxCOLS", help="measure this shape instead of the suite's")
+                        help="may be repeated (default: aten, installed peers; full suite: compile)")  # fmt: skip
+    parser.add_argument(
+        "--shape", action="append", metavar="ROWSxCOLS", help="measure this shape instead of the suite's"
+    )
     parser.add_argument("--rounds", type=int, help="rounds per cell (default: 9; with --suite full 15)")
     parser.add_argument("--time-limit", type=float, metavar="SECONDS", help="begin no further cell after this long")
     parser.add_argument("--output", metavar="DIR", help="write results there; 'auto': bench/results/<device>")
@@ -79,7 +85,10 @@ def main() -> None:
     record = machine.describe(options.device)
     print(f"{record['device']}, {record['threads']} threads, torch {torch.__version__}, commit {record['commit']}")
     if record["load_average"] and record["load_average"] > 0.5 and options.device.type == "cpu":
-        print(f"note: the load average is {record['load_average']:.1f}; disturbed rounds will be left out", file=sys.stderr)
+        print(
+            f"note: the load average is {record['load_average']:.1f}; disturbed rounds will be left out",
+            file=sys.stderr,
+        )
 
     shapes = [Shape(*pair, "given") for pair in options.shape or []] or shapes_of(options.device.type, options.suite)
     work = [(op, shape, dtype) for op in options.ops for dtype in options.dtype for shape in shapes]
@@ -113,7 +122,9 @@ def main() -> None:
     if options.output:
         title = f"{record['device']}, {record['threads']} threads, torch {torch.__version__}, {record['date']}"
         options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "results.json").write_text(report.as_json(record, cells, latencies, skipped), encoding="utf-8")
+        (options.output / "results.json").write_text(
+            report.as_json(record, cells, latencies, skipped), encoding="utf-8"
+        )
         (options.output / "results.md").write_text(
             f"# {title}\n\nCommit {record['commit']}{' with changes' if record['uncommitted_changes'] else ''}, "
             f"`{record['command']}`. How it is measured: [bench/README.md](../../README.md).\n\n"

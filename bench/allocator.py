@@ -1,9 +1,9 @@
 """Keep glibc from giving memory back to the system between two calls on the CPU.
 
-By default glibc maps large blocks anew and unmaps them when they are freed, so that the first touch of every page faults
-into the kernel: a 32 MB output then costs several times the norm that fills it, and every candidate looks alike. The
-settings are read when a process starts, hence the fresh start. Page faults are counted while timing (harness.py), so that
-a system where this has no effect shows.
+By default glibc maps large blocks anew and unmaps them when they are freed, so that the first touch of every page
+faults into the kernel: a 32 MB output then costs several times the norm that fills it, and every candidate looks
+alike. The settings are read when a process starts, hence the fresh start. harness.py counts page faults, so that a
+system where this has no effect shows.
 """
 
 from __future__ import annotations

@@ -157,8 +157,8 @@ def check(op: Op, candidate: Candidate, inputs: Inputs) -> tuple[str, str]:
     checked = max(1, min(rows, CHECKED_ELEMENTS // cols))  # rows do not depend on each other
     names = [*("y", "sum")[: len(inputs.upstream)]]
     got = list(as_tuple(candidate.function(*inputs.leaves)))
-    exact = Inputs([(t.detach()[:checked] if t.dim() == 2 else t.detach()).double().requires_grad_() for t in inputs.leaves],
-                   [t[:checked].double() for t in inputs.upstream])  # fmt: skip
+    some = [t.detach()[:checked] if t.dim() == 2 else t.detach() for t in inputs.leaves]
+    exact = Inputs([t.double().requires_grad_() for t in some], [t[:checked].double() for t in inputs.upstream])
     expected = list(as_tuple(op.reference(*exact.leaves)))
     if candidate.has_backward:
         names += [f"gradient of {name}" for name in op.inputs]

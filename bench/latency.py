@@ -30,7 +30,9 @@ class Latency:
     clean_rounds: int
 
 
-def _works(norm: Callable[..., torch.Tensor], module: nn.Module, has_bias: bool, device: torch.device) -> dict[str, Work]:
+def _works(
+    norm: Callable[..., torch.Tensor], module: nn.Module, has_bias: bool, device: torch.device
+) -> dict[str, Work]:
     generator = torch.Generator(device).manual_seed(0)
     x, grad_y = (torch.randn(ROWS, COLS, device=device, generator=generator) for _ in range(2))
     leaf = x.clone().requires_grad_()

@@ -66,7 +66,9 @@ def summary_table(cells: list[Cell], ops: list[Op], device: torch.device, style:
                 bar = op.cpu_bars.get(getattr(torch, dtype)) if device.type == "cpu" and baseline == "aten" else None
                 mean, worst = geometric_mean(values.values()), min(values, key=lambda shape: values[shape])
                 verdict = DASH if bar is None else f"{bar:.1f} {'met' if mean >= bar else 'MISSED'}"
-                rows.append([op.name, dtype, baseline, ratio(mean), verdict, f"{ratio(values[worst])} at {worst}", len(values)])
+                rows.append(
+                    [op.name, dtype, baseline, ratio(mean), verdict, f"{ratio(values[worst])} at {worst}", len(values)]
+                )
     headers = ["op", "dtype", "baseline", "baseline / ours", "bar", "lowest", "shapes"]
     return tabulate.tabulate(rows, headers, tablefmt=style, disable_numparse=True)
 
@@ -143,9 +145,13 @@ def plot(cells: list[Cell], path: Path, title: str) -> None:
                 axis.bar(places, heights, width, label=name, color=COLOURS.get(name), zorder=2)
             roofs = [cell.traffic.total / cell.roof.median / 1e9 for cell in panel]
             lows, highs = ([place + side for place in range(len(panel))] for side in (-0.45, 0.45))
-            axis.hlines(roofs, lows, highs, color="#222222", linewidth=1.2, label="roof: same bytes, no arithmetic", zorder=3)
+            axis.hlines(
+                roofs, lows, highs, color="#222222", linewidth=1.2, label="roof: same bytes, no arithmetic", zorder=3
+            )
             axis.set_title(f"{op}, {dtype}", loc="left", fontweight="bold")
-            axis.set_xticks(range(len(panel)), [str(c.shape).replace(" ", "\n") for c in panel], rotation=30, ha="right")
+            axis.set_xticks(
+                range(len(panel)), [str(c.shape).replace(" ", "\n") for c in panel], rotation=30, ha="right"
+            )
             axis.grid(axis="y", alpha=0.25)
             if column == 0:
                 axis.set_ylabel("GB/s, forward+backward")

@@ -11,6 +11,7 @@ PYTHON=${PYTHON:-python3}
 OUT=${OUT:-}
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 
+"$PYTHON" -c 'import torch' 2>/dev/null || "$PYTHON" scripts/requirements.py --torch "${TORCH:-torch}" build
 device=$("$PYTHON" -c '
 import torch
 if torch.cuda.is_available():

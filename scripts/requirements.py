@@ -1,6 +1,7 @@
 """Install what is missing of the requirements in pyproject.toml, and nothing else.
 
     python scripts/requirements.py [--torch SPEC] GROUP...
+    python scripts/requirements.py --list GROUP...
 
 A group is `build` ([build-system] requires) or the name of an optional dependency group. A requirement that the
 environment already meets is left alone, and pip is not called when all are met: an environment without network
@@ -72,10 +73,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("groups", nargs="+", metavar="GROUP", help="'build' or an optional dependency group")
     parser.add_argument("--torch", default="torch", help="what to install where torch is missing, e.g. torch==2.13.0")
+    parser.add_argument("--list", action="store_true", help="print the requirements instead, one a line")
     options = parser.parse_args()
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036 - a given PYTHON may be any
         sys.exit(f"requirements.py: Python 3.10 or newer is needed, {sys.executable} is {sys.version.split()[0]}")
 
+    if options.list:
+        print(*requirements_of(options.groups), sep="\n")
+        return
     if installed_version("torch") is None:
         pip_install(options.torch.split())
     torch = f"torch=={installed_version('torch')}"

@@ -1,9 +1,13 @@
 """Every regime of the CUDA kernels once, on small data: what `make gpu` runs under compute-sanitizer.
 
+    compute-sanitizer --tool memcheck python scripts/sanitizer_cases.py [DEVICE]
+
 Each case compares with the CPU backend, so that a run under a tool that changes timing also checks values.
 """
 
 from __future__ import annotations
+
+import sys
 
 import torch
 
@@ -36,11 +40,12 @@ def run(op: str, cols: int, dtype: torch.dtype, device: str) -> list[torch.Tenso
 
 
 def main() -> None:
+    device = sys.argv[1] if len(sys.argv) > 1 else "cuda"
     print(torchfastnorm.build_info())
     for op in OPS:
         for cols in COLUMNS:
             for dtype, tolerance in TOLERANCES.items():
-                for ours, expected in zip(run(op, cols, dtype, "cuda"), run(op, cols, dtype, "cpu"), strict=True):
+                for ours, expected in zip(run(op, cols, dtype, device), run(op, cols, dtype, "cpu"), strict=True):
                     scale = expected.abs().max().clamp(min=1)
                     error = ((ours - expected).abs().max() / scale).item()
                     assert error <= tolerance, f"{op}, {cols} columns, {dtype}: differs from the CPU by {error:.1e}"

@@ -4,6 +4,7 @@ from . import functional
 from ._extension import build_info
 from ._version import __version__
 from .convert import convert
+from .explain import explain
 from .functional import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from .ops.layer_norm import AddLayerNorm, LayerNorm
 from .ops.rms_norm import AddRMSNorm, RMSNorm
@@ -18,6 +19,7 @@ __all__ = [
     "add_rms_norm",
     "build_info",
     "convert",
+    "explain",
     "functional",
     "layer_norm",
     "rms_norm",

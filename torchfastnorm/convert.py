@@ -61,5 +61,5 @@ def convert(model: Model, inplace: bool = False, *, report: list[Replacement] | 
         logger.info("%s: torch.nn.%s -> torchfastnorm.%s", name or "(model)", replacement.__name__, module)
         if report is not None:
             report.append(Replacement(name, module))
-    logger.info("%d modules replaced", count)
+    logger.info("modules replaced: %d", count)
     return model

@@ -7,6 +7,7 @@ namespace {
 
 extern const RowNormOp op;
 constexpr RowNormOp op{.name = "layer_norm",
+                       .add_name = "add_layer_norm",
                        .node_name = "LayerNormBackward",
                        .centered = true,
                        .rank_is_value = false,

@@ -7,6 +7,7 @@ namespace {
 
 extern const RowNormOp op;
 constexpr RowNormOp op{.name = "rms_norm",
+                       .add_name = "add_rms_norm",
                        .node_name = "RMSNormBackward",
                        .centered = false,
                        .rank_is_value = true,

@@ -39,6 +39,7 @@ struct RowNormCalls {
 // What sets one row norm apart from another.
 struct RowNormOp {
   const char* name;
+  const char* add_name;  // of its form with a residual
   const char* node_name;
   bool centered;       // subtracts the mean
   bool rank_is_value;  // what torch.nn.functional raises for too few dimensions (checks.h)

@@ -28,12 +28,12 @@ template <class A>
 __device__ __forceinline__ void finish_columns(const ColumnSums<A>& columns) {
   SHARED(A, part, [max_warps][32]);
   const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-  const int64_t tiles = (columns.cols + 31) / 32;
-  for (int64_t item = blockIdx.x; item < tiles * columns.sums; item += gridDim.x) {
-    const int sum = int(item / tiles);
+  const unsigned tiles = unsigned((columns.cols + 31) / 32);
+  for (unsigned item = blockIdx.x; item < tiles * columns.sums; item += gridDim.x) {
+    const int sum = item < tiles ? 0 : 1;
     void* const out = sum == 0 ? columns.grad_weight : columns.grad_bias;
     if (out == nullptr) continue;  // the same for the whole block
-    const int64_t column = item % tiles * 32 + lane;
+    const int64_t column = int64_t(item - sum * tiles) * 32 + lane;
     A total = A(0);
     if (column < columns.cols) {
 #pragma unroll 4
@@ -43,11 +43,10 @@ __device__ __forceinline__ void finish_columns(const ColumnSums<A>& columns) {
     __syncthreads();
     if (warp == 0) {
       for (unsigned other = 1; other < warps; ++other) total += part[other][lane];
-      const A value[1] = {total};
-      if (column < columns.cols) {
+        if (column < columns.cols) {
         with_type(columns.type, [&](auto* t) {
           using T = std::remove_pointer_t<decltype(t)>;
-          store(static_cast<T*>(out) + column, narrow<T>(value[0]));
+          store(static_cast<T*>(out) + column, narrow<T>(total));
         });
       }
     }

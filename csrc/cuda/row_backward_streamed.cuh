@@ -45,9 +45,9 @@ __global__ void __launch_bounds__(column_threads, column_blocks)
   using A = Accumulator<H>;
   using Vector = BackwardVector<X, H, Y, CENTERED>;
   constexpr int N = Packed<H>::size;
-  const int64_t tiles = ((a.cols + N - 1) / N + column_threads - 1) / column_threads;
-  const int64_t index = blockIdx.x % tiles * column_threads + threadIdx.x;
-  const int64_t partial_row = blockIdx.x / tiles, partial_rows = gridDim.x / tiles;
+  const unsigned tiles = unsigned(((a.cols + N - 1) / N + column_threads - 1) / column_threads);
+  const int64_t index = int64_t(blockIdx.x % tiles) * column_threads + threadIdx.x;
+  const unsigned partial_row = blockIdx.x / tiles, partial_rows = gridDim.x / tiles;
   A weight[N], grad_weight[N] = {}, grad_bias[N] = {};
   a.weight.template load<X>(index, a.cols, A(1), weight);
   for (int64_t row = partial_row; row < a.rows; row += partial_rows) {

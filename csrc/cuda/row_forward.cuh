@@ -68,9 +68,16 @@ struct Source {
     residual.values_of(raw_residual, other);
 #pragma unroll
     for (int j = 0; j < N; ++j) values[j] += other[j];
-    sum.store(index, cols, values, lanes);
-    sum.round(values);  // normalised is what was stored
-    return pack<H>(values);
+    // Normalised is what is stored: the rounded sum.
+    if constexpr (std::is_same_v<S, H>) {
+      const Packed<H> rounded = pack<H>(values);
+      sum.store(index, cols, rounded, lanes);
+      return rounded;
+    } else {
+      sum.store(index, cols, values, lanes);
+      sum.round(values);
+      return pack<H>(values);
+    }
   }
   // A vector that has been loaded before.
   template <class Index>
@@ -232,6 +239,8 @@ __global__ void __launch_bounds__(forward_block_threads) row_forward_block(const
                        : source.kept(source.x, raw);
         if (local < kept) shared[local] = packed;
       }
+      // What is read again from `sum` was stored in part by a neighbouring lane, where rows are not aligned.
+      if (source.add && kept < slice.vectors) __syncwarp();
     }
     // f(index, packed) for every vector of this thread. All lanes of a warp go round together.
     const auto for_each = [&](auto f) {

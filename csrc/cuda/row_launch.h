@@ -16,14 +16,16 @@ struct Tag {
 
 // Calls f(Tag<X>, Tag<H>, Tag<Y>) with the types of the kernel to run (row_types in interface/row_plan.h).
 template <class F>
-void with_row_types(const RowTypes& types, DType x, F f) {
+void with_row_types(const RowTypes& types, [[maybe_unused]] DType x, F f) {
   if (types.general) {
     if (types.kept == DType::Double) return f(Tag<AnyType>(), Tag<double>(), Tag<AnyType>());
     return f(Tag<AnyType>(), Tag<float>(), Tag<AnyType>());
   }
-  if (types.kept == DType::Half) return f(Tag<__half>(), Tag<__half>(), Tag<__half>());
   if (types.kept == DType::BFloat16) return f(Tag<__nv_bfloat16>(), Tag<__nv_bfloat16>(), Tag<__nv_bfloat16>());
+#if !defined(TORCHFASTNORM_FEWER_TYPES)
+  if (types.kept == DType::Half) return f(Tag<__half>(), Tag<__half>(), Tag<__half>());
   if (x == DType::BFloat16) return f(Tag<__nv_bfloat16>(), Tag<float>(), Tag<__nv_bfloat16>());
+#endif
   return f(Tag<float>(), Tag<float>(), Tag<float>());
 }
 
@@ -41,12 +43,13 @@ void launch_row_forward(const RowForwardArguments<Accumulator<H>>& arguments, co
   config.block = dim3(unsigned(plan.threads));
   config.smem = size_t(plan.shared_bytes);
   config.cluster = unsigned(plan.cluster);
-  config.name = CENTERED ? "layer_norm_forward" : "rms_norm_forward";
   if (plan.residency == Residency::Warp) {
+    config.name = "row_forward_warp";
     const auto kernel = plan.vectors == 1 ? row_forward_warp<X, H, Y, CENTERED, 1>
                                           : row_forward_warp<X, H, Y, CENTERED, warp_vectors>;
     launch(kernel, config, stream, arguments, unsigned(plan.lanes));
   } else {
+    config.name = "row_forward_block";
     const auto kernel = plan.residency == Residency::Registers
                             ? row_forward_block<X, H, Y, CENTERED, Residency::Registers>
                             : row_forward_block<X, H, Y, CENTERED, Residency::Shared>;
@@ -111,14 +114,15 @@ int64_t row_norm_backward_workspace(const RowNormBackward& a) {
 template <bool CENTERED, class X, class H, class Y>
 void launch_row_backward(const RowBackwardArguments<Accumulator<H>>& arguments, const RowPlan& plan, cudaStream_t stream) {
   LaunchConfig config;
-  config.name = CENTERED ? "layer_norm_backward" : "rms_norm_backward";
   config.block = dim3(unsigned(plan.threads));
   if (plan.residency == Residency::Streamed) {
     config.grid = dim3(unsigned(std::min<int64_t>(arguments.rows, 0x7fffffff)));
     config.block = dim3(stream_threads);
+    config.name = "row_backward_sums";
     launch(row_backward_sums<X, H, Y, CENTERED>, config, stream, arguments);
     config.grid = dim3(unsigned(plan.blocks));
     config.block = dim3(column_threads);
+    config.name = "row_backward_columns";
     launch(row_backward_columns<X, H, Y, CENTERED>, config, stream, arguments);
     return;
   }
@@ -127,10 +131,12 @@ void launch_row_backward(const RowBackwardArguments<Accumulator<H>>& arguments, 
   config.cluster = unsigned(plan.cluster);
   config.cooperative = arguments.finish;
   if (plan.residency == Residency::Warp) {
+    config.name = "row_backward_warp";
     const auto kernel = plan.vectors == 1 ? row_backward_warp<X, H, Y, CENTERED, 1>
                                           : row_backward_warp<X, H, Y, CENTERED, warp_vectors>;
     launch(kernel, config, stream, arguments, unsigned(plan.lanes));
   } else {
+    config.name = "row_backward_block";
     const auto kernel = plan.residency == Residency::Registers
                             ? row_backward_block<X, H, Y, CENTERED, Residency::Registers>
                             : row_backward_block<X, H, Y, CENTERED, Residency::Shared>;

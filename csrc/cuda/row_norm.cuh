@@ -86,14 +86,17 @@ struct Row {
     }
   }
   __device__ __forceinline__ void values_of(const Raw& raw, A (&values)[N]) const { unpack(raw, values); }
-  __device__ __forceinline__ void round(A (&values)[N]) const { unpack(pack<T>(values), values); }
+  template <class Index>
+  __device__ __forceinline__ void store(Index index, Index cols, const Raw& raw, unsigned lanes) const {
+    if constexpr (sizeof(Raw) == 16) {
+      store_vector(data, index, cols, raw, aligned, lanes);
+    } else {
+      store_elements(data, index, cols, raw);
+    }
+  }
   template <class Index>
   __device__ __forceinline__ void store(Index index, Index cols, const A (&values)[N], unsigned lanes) const {
-    if constexpr (sizeof(Raw) == 16) {
-      store_vector(data, index, cols, pack<T>(values), aligned, lanes);
-    } else {
-      store_elements(data, index, cols, pack<T>(values));
-    }
+    store(index, cols, pack<T>(values), lanes);
   }
 };
 

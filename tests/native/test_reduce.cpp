@@ -33,7 +33,8 @@ __global__ void sum_over_group(const A* x, A* y, unsigned lanes) {
 template <class A, int K>
 __global__ void sum_over_block(const A* x, A* y) {
   SHARED(A, scratch, [2][max_warps][max_sums]);
-  BlockSum<A> sum{scratch};
+  SHARED(A, inbox, [2][max_cluster_blocks][max_sums]);
+  ClusterSum<A> sum(scratch, inbox);
   for (int round = 0; round < kRounds; round++) {
     A values[K];
     const unsigned at = ((blockIdx.x * blockDim.x + threadIdx.x) * kRounds + unsigned(round)) * K;
@@ -47,8 +48,7 @@ template <class A, int K>
 __global__ void sum_over_cluster(const A* x, A* y) {
   SHARED(A, scratch, [2][max_warps][max_sums]);
   SHARED(A, inbox, [2][max_cluster_blocks][max_sums]);
-  ClusterSum<A> sum{BlockSum<A>{scratch}, inbox};
-  Cluster::sync();  // all blocks have started
+  ClusterSum<A> sum(scratch, inbox);
   for (int round = 0; round < kRounds; round++) {
     A values[K];
     const unsigned at = ((blockIdx.x * blockDim.x + threadIdx.x) * kRounds + unsigned(round)) * K;

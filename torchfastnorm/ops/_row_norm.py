@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ def _as_shape(name: str, shape: Any) -> tuple[Any, ...]:
             if isinstance(size, bool):
                 raise TypeError
             sizes.append(size if isinstance(size, torch.SymInt) else operator.index(size))
+            if not isinstance(size, torch.SymInt) and abs(sizes[-1]) >= 2**63:
+                raise TypeError
         except TypeError:
             raise TypeError(
                 f"{name}(): argument 'normalized_shape' must be tuple of ints, but found element of type "
@@ -75,6 +78,13 @@ def _check_shape(same: tuple[Any, Any], message: Callable[[], str]) -> None:
         torch._check(a == b, message)
 
 
+def _parameter_message(name: str, argument: str, got: Shape, shape: Shape) -> str:
+    return (
+        f"Expected {argument} to be of same shape as normalized_shape, but got {argument} of shape {list(got)} and "
+        f"normalized_shape = {list(shape)} in {name}(); reshape it, or pass the matching normalized_shape"
+    )
+
+
 def _check(name: str, input: Tensor, residual: Tensor | None, shape: Shape, weight: Any, bias: Any, dtype: Any) -> None:
     """The checks of csrc/bindings/row_norm_checks.h: with dynamic shapes nothing else guards that sizes agree."""
     rank = len(shape)
@@ -92,12 +102,9 @@ def _check(name: str, input: Tensor, residual: Tensor | None, shape: Shape, weig
     )
     for argument, param in (("weight", weight), ("bias", bias)):
         if param is not None:
-            _check_shape(
-                (param.shape, shape),
-                lambda: f"Expected {argument} to be of same shape as normalized_shape in {name}(), but got "  # noqa: B023
-                f"{list(param.shape)} and normalized_shape = {list(shape)}",  # noqa: B023
-            )
-            _check_floating(name, argument, param.dtype)
+            _check_shape((param.shape, shape), partial(_parameter_message, name, argument, param.shape, shape))
+            if param.dtype not in SUPPORTED:
+                raise RuntimeError(f"{name}(): expected {argument} of a floating dtype, but got {param.dtype}")
     _check_floating(name, "input", input.dtype)
     if dtype is not None:
         _check_floating(name, "out_dtype", dtype)

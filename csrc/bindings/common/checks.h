@@ -1,6 +1,6 @@
 // Checks of arguments. Every message names the op, the argument and its value, and says what to do; exception types
-// are torch.nn.functional's (RuntimeError for shapes and devices, NotImplementedError, a RuntimeError, for dtypes).
-// All of them run before anything is allocated or written.
+// are torch.nn.functional's (RuntimeError for shapes, devices and parameters, NotImplementedError for the dtype of
+// input). All of them run before anything is allocated or written.
 #pragma once
 #include <c10/util/Exception.h>
 
@@ -20,7 +20,9 @@ inline void check_device(const char* op, const char* argument, const Tensor& ten
 
 inline void check_parameter(const char* op, const char* argument, const OptTensor& parameter, const Tensor& input) {
   if (!has(parameter)) return;
-  check_floating(op, argument, parameter->scalar_type());
+  TORCH_CHECK(is_supported(parameter->scalar_type()), op, "(): expected ", argument, " of a floating dtype, but got ",
+              parameter->scalar_type(), "; convert it to torch.float32, torch.float64, torch.float16 or ",
+              "torch.bfloat16");
   check_device(op, argument, *parameter, input);
 }
 

@@ -14,7 +14,8 @@ struct Rows {
 };
 
 // The leading dimensions of `tensor`, all but the last `dims`, as a RowLayout; nothing when a row is not contiguous
-// or more than three levels remain after merging. Dimensions of size one have no say: their stride is arbitrary.
+// or more than three levels remain after merging, or there are too many rows for more than one (RowLayout's limit).
+// Dimensions of size one have no say: their stride is arbitrary.
 inline std::optional<RowLayout> row_layout(const Tensor& tensor, int64_t dims) {
   const auto sizes = tensor.sizes(), strides = tensor.strides();
   const auto lead = tensor.dim() - dims;
@@ -38,6 +39,7 @@ inline std::optional<RowLayout> row_layout(const Tensor& tensor, int64_t dims) {
     }
   }
   if (count <= 1) return RowLayout{1, 1, levels[0].stride, 0, 0};
+  if (tensor.numel() / cols >= int64_t(1) << 31) return std::nullopt;
   if (count == 2) return RowLayout{1, levels[0].size, levels[1].stride, 0, levels[0].stride};
   return RowLayout{levels[1].size, levels[0].size, levels[2].stride, levels[1].stride, levels[0].stride};
 }

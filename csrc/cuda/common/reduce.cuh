@@ -1,7 +1,6 @@
 // Sums over a group of lanes, a block and a cluster, in an order fixed by the number of threads alone.
 //
 //   group_sum     all lanes of each group of `lanes` (a power of two) call; every lane has the result
-//   BlockSum      all threads of the block call; every thread has the result
 //   ClusterSum    all threads of the cluster (or of the block, where there is none) call; every thread has the result
 //
 // Each reduces K values at once: one exchange, whatever K. The scratch is used in two halves by turns, so one barrier
@@ -25,51 +24,45 @@ __device__ __forceinline__ void group_sum(A (&values)[K], unsigned lanes) {
 }
 
 template <class A>
-struct BlockSum {
-  A (*scratch)[max_warps][max_sums];  // two halves, in shared memory
-  unsigned turn = 0;
-
-  template <int K>
-  __device__ __forceinline__ void operator()(A (&values)[K]) {
-    static_assert(K <= max_sums);
-    group_sum(values, 32);
-    const unsigned warps = blockDim.x / 32;
-    if (warps == 1) return;
-    auto& half = scratch[turn];
-    turn ^= 1;
-    if (threadIdx.x % 32 == 0) {
-#pragma unroll
-      for (int k = 0; k < K; ++k) half[threadIdx.x / 32][k] = values[k];
-    }
-    __syncthreads();
-    // Every warp adds up the slots by itself: no second barrier to hand the result out.
-    const unsigned lane = threadIdx.x % 32;
-#pragma unroll
-    for (int k = 0; k < K; ++k) values[k] = lane < warps ? half[lane][k] : A(0);
-    group_sum(values, 32);
-  }
-};
-
-template <class A>
 struct ClusterSum {
-  BlockSum<A> block_sum;
+  A (*scratch)[max_warps][max_sums];         // two halves, in shared memory
   A (*inbox)[max_cluster_blocks][max_sums];  // two halves, in shared memory; written by the other blocks
   unsigned turn = 0;
 
   // No block may write to a peer before all have started: this waits for them. None ends while a peer can still
   // write to it: the sync() of the last sum comes after every write.
   __device__ __forceinline__ ClusterSum(A (*scratch)[max_warps][max_sums], A (*inbox)[max_cluster_blocks][max_sums])
-      : block_sum{scratch}, inbox(inbox) {
+      : scratch(scratch), inbox(inbox) {
     if (Cluster::blocks() > 1) Cluster::sync();
   }
 
   template <int K>
   __device__ __forceinline__ void operator()(A (&values)[K]) {
-    block_sum(values);
-    const unsigned blocks = Cluster::blocks();
-    if (blocks == 1) return;
-    auto& half = inbox[turn];
+    static_assert(K <= max_sums);
+    group_sum(values, 32);
+    if (blockDim.x > 32) sum_of_warps(values, scratch[turn]);
+    if (Cluster::blocks() > 1) sum_of_blocks(values, inbox[turn]);
     turn ^= 1;
+  }
+
+ private:
+  // Every warp adds up the warps' sums by itself: no second barrier to hand the result out.
+  template <int K>
+  static __device__ __forceinline__ void sum_of_warps(A (&values)[K], A (&half)[max_warps][max_sums]) {
+    const unsigned lane = threadIdx.x % 32;
+    if (lane == 0) {
+#pragma unroll
+      for (int k = 0; k < K; ++k) half[threadIdx.x / 32][k] = values[k];
+    }
+    __syncthreads();
+#pragma unroll
+    for (int k = 0; k < K; ++k) values[k] = lane < blockDim.x / 32 ? half[lane][k] : A(0);
+    group_sum(values, 32);
+  }
+
+  template <int K>
+  static __device__ __forceinline__ void sum_of_blocks(A (&values)[K], A (&half)[max_cluster_blocks][max_sums]) {
+    const unsigned blocks = Cluster::blocks();
     if (threadIdx.x < blocks) {
       A* slot = Cluster::map_shared(&half[Cluster::rank()][0], threadIdx.x);
 #pragma unroll

@@ -1,0 +1,209 @@
+"""How an op would run on a GPU: kernel, grid, block, cluster, shared memory, bytes, and the time those bytes take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+
+from ._extension import _C
+
+__all__ = ["GPU", "GPUS", "KernelPlan", "explain", "launch_plans"]
+
+
+@dataclass(frozen=True)
+class GPU:
+    """What a launch plan depends on, and the memory bandwidth of the data sheet in bytes per second."""
+
+    name: str
+    multiprocessors: int
+    shared_bytes: int
+    cluster_blocks: int
+    bandwidth: float
+
+
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        GPU("A100", 108, 166912, 1, 2.039e12),
+        GPU("H100", 132, 232448, 16, 3.35e12),
+        GPU("H200", 132, 232448, 16, 4.8e12),
+        GPU("B200", 148, 232448, 16, 8.0e12),
+        GPU("RTX 5090", 170, 101376, 8, 1.792e12),
+    )
+}
+
+OPS = ("layer_norm", "rms_norm", "add_layer_norm", "add_rms_norm")
+
+
+@dataclass(frozen=True)
+class KernelPlan:
+    """One direction of an op. ``bytes``: what must cross the memory bus if everything is read and written once where
+    the plan says so; ``reread_bytes`` of them are read a second time because a row does not fit on the chip."""
+
+    direction: str
+    kernel: str
+    grid: int
+    block: int
+    cluster: int
+    shared_bytes: int
+    cooperative: bool
+    bytes: int
+    reread_bytes: int
+    reason: str
+
+
+def _find_gpu(gpu: str | GPU | None) -> GPU:
+    if isinstance(gpu, GPU):
+        return gpu
+    if gpu is None and torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+        gpu = next((name for name in GPUS if name in properties.name), None)
+        if gpu is None:
+            known = ", ".join(GPUS)
+            raise ValueError(f"explain: no figures for {properties.name!r}: pass gpu= one of {known}, or a GPU(...)")
+    name = gpu or "H100"
+    if name not in GPUS:
+        raise ValueError(f"explain: unknown gpu {name!r}: one of {', '.join(GPUS)}, or a torchfastnorm.explain.GPU(...)")
+    return GPUS[name]
+
+
+def _reason(plan: dict, cols: int, backward: bool) -> str:
+    many = f"a cluster of {plan['cluster']} blocks shares each row" if plan["cluster"] > 1 else "one block a row"
+    if plan["residency"] == "warp":
+        rows = 32 // plan["lanes"]
+        in_flight = f", {plan['rows_in_flight']} in flight a thread" if plan["rows_in_flight"] > 1 else ""
+        return f"short rows: {plan['lanes']} lanes a row, {rows} row{'s' * (rows > 1)} a warp{in_flight}"
+    if plan["residency"] == "registers":
+        return f"{many}; the row stays in registers, {plan['vectors']} vectors of 16 bytes a thread"
+    if plan["residency"] == "streamed":
+        return "the row fits nowhere on the chip: row sums first, then columns; both inputs are read twice"
+    if backward:
+        return f"{many}; column sums in shared memory, both inputs read again (L2)"
+    kept = plan["kept_columns"]
+    return f"{many}; the row stays in shared memory" + ("" if kept >= cols else f" up to {kept} columns, the rest is read again")
+
+
+def launch_plans(
+    op: str,
+    shape: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    *,
+    normalized_dims: int = 1,
+    residual_dtype: torch.dtype | None = None,
+    param_dtype: torch.dtype | None = None,
+    out_dtype: torch.dtype | None = None,
+    gpu: str | GPU | None = None,
+) -> list[KernelPlan]:
+    """The launch plans of an op's forward and backward; arguments as :func:`explain`."""
+    if op not in OPS:
+        raise ValueError(f"explain: unknown op {op!r}: one of {', '.join(OPS)}")
+    if not 1 <= normalized_dims <= len(shape):
+        raise ValueError(f"explain: normalized_dims={normalized_dims} does not fit shape {tuple(shape)}")
+    device = _find_gpu(gpu)
+    add, centered = op.startswith("add_"), op.endswith("layer_norm")
+    lead = len(shape) - normalized_dims
+    rows, cols = prod(shape[:lead]), prod(shape[lead:])
+    y_dtype, param = out_dtype or dtype, param_dtype or dtype
+    h_dtype = (residual_dtype or dtype) if add else dtype
+    elements = rows * cols
+    statistic = 8 if h_dtype == torch.float64 else 4
+    statistics = rows * statistic * (2 if centered else 1)
+    sums = 2 if centered else 1
+    x, h, y = (elements * t.itemsize for t in (dtype, h_dtype, y_dtype))
+    plans = []
+    for backward in (False, True):
+        plan = _C.row_plan(
+            backward=backward,
+            centered=centered,
+            rows=rows,
+            cols=cols,
+            x_dtype=dtype,
+            h_dtype=h_dtype,
+            y_dtype=y_dtype,
+            param_dtype=param,
+            multiprocessors=device.multiprocessors,
+            shared_bytes=device.shared_bytes,
+            cluster_blocks=device.cluster_blocks,
+        )
+        if backward:
+            partial = 2 * plan["partial_rows"] * sums * cols * statistic
+            read = h + y + statistics + cols * param.itemsize + (h if add else 0)
+            write = h + (x if dtype != h_dtype else 0) + sums * cols * param.itemsize
+            moved = read + write + partial
+            reread = h + y if plan["residency"] in ("shared", "streamed") else 0
+        else:
+            read = x + (h if add else 0) + sums * cols * param.itemsize
+            write = y + (h if add else 0) + statistics
+            moved = read + write
+            reread = 2 * rows * (cols - plan["kept_columns"]) * h_dtype.itemsize
+        shape_of_kernel = {"warp": "warp", "registers": "block", "shared": "block", "streamed": "columns"}
+        name = f"row_{'backward' if backward else 'forward'}_{shape_of_kernel[plan['residency']]}"
+        reason = _reason(plan, cols, backward) + ("; dtypes looked up at run time" if plan["general_types"] else "")
+        plans.append(
+            KernelPlan(
+                direction="backward" if backward else "forward",
+                kernel=name,
+                grid=plan["blocks"],
+                block=plan["threads"],
+                cluster=plan["cluster"],
+                shared_bytes=plan["shared_bytes"],
+                cooperative=plan["cooperative"],
+                bytes=moved + reread,
+                reread_bytes=reread,
+                reason=reason,
+            )
+        )
+    return plans
+
+
+def explain(
+    op: str,
+    shape: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    *,
+    normalized_dims: int = 1,
+    residual_dtype: torch.dtype | None = None,
+    param_dtype: torch.dtype | None = None,
+    out_dtype: torch.dtype | None = None,
+    gpu: str | GPU | None = None,
+    bandwidth: float | None = None,
+) -> None:
+    """Print how ``op`` runs on a GPU; no GPU is needed to ask.
+
+    Args:
+        op: "layer_norm", "rms_norm", "add_layer_norm" or "add_rms_norm".
+        shape: of the input.
+        dtype: of the input.
+        normalized_dims: how many of the last dimensions are normalized over.
+        residual_dtype, param_dtype, out_dtype: where they differ from ``dtype``.
+        gpu: a name in ``GPUS``, or a ``GPU``; default: the current CUDA device, or "H100" where there is none.
+        bandwidth: bytes per second to divide the bytes by; default: that of the GPU's data sheet.
+
+    Raises:
+        ValueError: an unknown op or gpu, or more normalized dimensions than the shape has.
+    """
+    device = _find_gpu(gpu)
+    plans = launch_plans(
+        op,
+        shape,
+        dtype,
+        normalized_dims=normalized_dims,
+        residual_dtype=residual_dtype,
+        param_dtype=param_dtype,
+        out_dtype=out_dtype,
+        gpu=device,
+    )
+    rate = bandwidth or device.bandwidth
+    print(f"{op} of {tuple(shape)}, {str(dtype).removeprefix('torch.')}, on {device.name} at {rate / 1e12:.3g} TB/s")
+    for plan in plans:
+        launch = f"grid {plan.grid}, block {plan.block}"
+        launch += f", cluster {plan.cluster}" * (plan.cluster > 1)
+        launch += f", {plan.shared_bytes} bytes of shared memory" * (plan.shared_bytes > 0)
+        launch += ", cooperative" * plan.cooperative
+        again = f", {plan.reread_bytes:,} of them read again" if plan.reread_bytes else ""
+        print(f"  {plan.direction:8}  {plan.kernel}: {launch}")
+        print(f"            {plan.reason}")
+        print(f"            {plan.bytes:,} bytes{again}: {plan.bytes / rate * 1e6:.2f} us")
