@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent / "native"))
 import native_build
@@ -147,14 +148,14 @@ def reset_counters() -> None:
     _library().torchfastnorm_sim_reset_counters()
 
 
-def _report() -> dict:
+def _report() -> dict[str, Any]:
     return json.loads(_library().torchfastnorm_sim_counters())
 
 
 def counters() -> dict[str, Counters]:
     """What each kernel did since the counters were reset, by the name given at its launch."""
 
-    def traffic(raw: dict) -> Traffic:
+    def traffic(raw: dict[str, Any]) -> Traffic:
         by_width = {int(width): count for width, count in raw["by_width"].items()}
         return Traffic(raw["bytes"], by_width, raw["sectors"])
 

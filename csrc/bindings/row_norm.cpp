@@ -76,10 +76,15 @@ Four row_norm_backward(const RowNormOp& op, const Tensor& grad_y, const OptTenso
   check_residual_shape(op.name, grad_y.sizes(), h.sizes());
   if (has(grad_sum)) check_residual_shape(op.name, grad_sum->sizes(), h.sizes());
   if (has(weight)) check_parameter_shape(op.name, "weight", weight->sizes(), shape);
-  for (const Tensor& tensor : {grad_y, h}) check_floating(op.name, "gradient", tensor.scalar_type());
-  for (const auto type : {x_dtype, param_dtype}) check_floating(op.name, "gradient", type);
-  for (const OptTensor& tensor : {grad_sum, OptTensor(grad_y), weight, mean, OptTensor(rstd)})
-    if (has(tensor)) check_device(op.name, "gradient or statistic", *tensor, h);
+  check_floating(op.name, "the gradient of the result", grad_y.scalar_type());
+  check_floating(op.name, "what was normalised", h.scalar_type());
+  check_floating(op.name, "x_dtype", x_dtype);
+  check_floating(op.name, "param_dtype", param_dtype);
+  check_device(op.name, "the gradient of the result", grad_y, h);
+  if (has(grad_sum)) check_device(op.name, "the gradient of the sum", *grad_sum, h);
+  if (has(weight)) check_device(op.name, "weight", *weight, h);
+  if (has(mean)) check_device(op.name, "mean", *mean, h);
+  check_device(op.name, "rstd", rstd, h);
   TORCH_CHECK(rstd.numel() == rows && rstd.scalar_type() == statistics && op.centered == has(mean) &&
                   (!op.centered || (mean->numel() == rows && mean->scalar_type() == statistics)),
               op.name, "_backward(): mean and rstd must be what ", op.name, "_forward returned");
@@ -95,13 +100,13 @@ Four row_norm_backward(const RowNormOp& op, const Tensor& grad_y, const OptTenso
 
   const Rows grad_y_rows = rows_of(grad_y, dims, cols), h_rows = rows_of(h, dims, cols);
   const auto param = parameter(weight, param_dtype), mean_ = parameter(mean, statistics);
-  const auto rstd_ = rstd.contiguous();
+  const auto rstd_ = rstd.expect_contiguous();
   RowNormBackward arguments{};
   arguments.grad_y = grad_y_rows.data();
   arguments.h = h_rows.data();
   arguments.weight = data(param);
   arguments.mean = data(mean_);
-  arguments.rstd = rstd_.const_data_ptr();
+  arguments.rstd = rstd_->const_data_ptr();
   arguments.grad_h = output(grad_h);
   arguments.grad_x = output(grad_x);
   arguments.grad_weight = output(grad_weight);

@@ -1,6 +1,7 @@
 // Backward of LayerNorm (CENTERED) and RMSNorm over the rows of a matrix: interface/layer_norm.h, rms_norm.h.
 //
-// Memory: grad_y and h are read once; the second pass over a row finds them in cache. Rows are taken four at a time,
+// Memory: grad_y and h are read once; the second pass over a row finds them in cache. Rows are taken four at a time
+// where that pays (row_loops.h),
 //
 //      for each of the four rows      sum(g), sum(g * (h - mean))            -> mean(g), mean(g * x_hat)
 //      for each vector of columns     over the four rows: grad_h, and their sum into grad_weight and grad_bias
@@ -65,7 +66,6 @@ template <bool CENTERED, class G, class H>
 struct RowBackward {
   using A = Accumulator<H>;
 
-
   static TFN_INLINE bool converts(const RowNormBackward& a) { return std::is_same_v<G, A> && a.y_type != dtype_of<G>; }
   static TFN_INLINE const G* grad_y_block(const RowNormBackward& a, int64_t row, Span span, A* converted) {
     const int64_t begin = row_offset(a.grad_y_layout, row) + span.begin;
@@ -80,14 +80,18 @@ struct RowBackward {
   static TFN_INLINE const H* h_block(const RowNormBackward& a, int64_t row, Span span) {
     return static_cast<const H*>(a.h) + row_offset(a.h_layout, row) + span.begin;
   }
+  static TFN_INLINE H* grad_h_block(const RowNormBackward& a, int64_t row, Span span) {
+    return a.grad_h ? static_cast<H*>(a.grad_h) + row * a.cols + span.begin : nullptr;
+  }
   static TFN_INLINE A mean_of(const RowNormBackward& a, int64_t row) {
     return CENTERED ? static_cast<const A*>(a.mean)[row] : A(0);
   }
 
   static __attribute__((noinline)) GradientSums block_sums(const G* grad_y, const H* h, const A* weight, A mean,
-                                                           int64_t count) {
+                                                           int64_t count, const H* grad_h) {
     double totals[1 + CENTERED];
     sum_columns<A>(count, totals, [=](int64_t c, auto lanes, Vector<A>* s) __attribute__((always_inline)) {
+      fetch_to_write(grad_h, c * int64_t(sizeof(H)));
       const Vector<A> g = load(grad_y + c, lanes) * load(weight + c, lanes);
       s[0] += g * (CENTERED ? load(h + c, lanes) - mean : load(h + c, lanes));
       if constexpr (CENTERED) s[1] += g;
@@ -118,7 +122,7 @@ struct RowBackward {
       grad_sum[i] = EXTRAS && a.grad_sum
                         ? static_cast<const H*>(a.grad_sum) + row_offset(a.grad_sum_layout, row + i) + span.begin
                         : nullptr;
-      grad_h[i] = !EXTRAS || a.grad_h ? static_cast<H*>(a.grad_h) + (row + i) * a.cols + span.begin : nullptr;
+      grad_h[i] = grad_h_block(a, row + i, span);
     }
     Vector<A> mean[ROWS], rstd[ROWS], mean_g[ROWS], mean_g_x_hat[ROWS];
     repeat<ROWS>([&](auto i) __attribute__((always_inline)) {
@@ -127,10 +131,8 @@ struct RowBackward {
       mean_g[i] = splat(scalars[i].mean_g);
       mean_g_x_hat[i] = splat(scalars[i].mean_g_x_hat);
     });
-    // While these rows are worked on, fetch the next ones; none, or too many for the cache: touch these again.
-    const bool fetch = ROWS > 1 && row + 2 * ROWS <= a.rows && ROWS * a.cols * int64_t(sizeof(H)) <= kFetchBytes;
-    const int64_t grad_y_ahead = fetch ? row_offset(a.grad_y_layout, row + ROWS) - row_offset(a.grad_y_layout, row) : 0;
-    const int64_t h_ahead = fetch ? row_offset(a.h_layout, row + ROWS) - row_offset(a.h_layout, row) : 0;
+    const int64_t grad_y_ahead = converts(a) ? 0 : bytes_ahead<G>(a.grad_y_layout, row, ROWS, a.rows, a.cols);
+    const int64_t h_ahead = bytes_ahead<H>(a.h_layout, row, ROWS, a.rows, a.cols);
     const bool parameters = ROWS > 1 || weight_sums;
     const bool has_grad_sum = EXTRAS && a.grad_sum, has_grad_h = !EXTRAS || a.grad_h;
     const bool has_grad_x = EXTRAS && ROWS == 1 && a.grad_x;
@@ -138,18 +140,15 @@ struct RowBackward {
       const Vector<A> w = load(weight + c, lanes);
       Vector<A> of_weight[ROWS], of_bias[ROWS];
       repeat<ROWS>([&](auto i) __attribute__((always_inline)) {
-        if constexpr (ROWS > 1) {
-          __builtin_prefetch(grad_y[i] + (c + grad_y_ahead));
-          __builtin_prefetch(h[i] + (c + h_ahead));
-        }
+        fetch_to_read(grad_y[i] + c, grad_y_ahead);
+        fetch_to_read(h[i] + c, h_ahead);
         const Vector<A> gradient = load(grad_y[i] + c, lanes);
-        const Vector<A> x_hat =
-            normalize(Vector<A>(load(h[i] + c, lanes)), CENTERED ? mean[i] : Vector<A>{}, rstd[i]);
+        const Vector<A> x_hat = normalize(Vector<A>(load(h[i] + c, lanes)), CENTERED ? mean[i] : Vector<A>{}, rstd[i]);
         of_weight[i] = gradient * x_hat;
         of_bias[i] = gradient;
         Vector<A> result = input_gradient(Vector<A>(gradient * w), x_hat, rstd[i], CENTERED ? mean_g[i] : Vector<A>{},
                                           mean_g_x_hat[i]);
-        if (has_grad_sum) result += load(grad_sum[i] + c, lanes);
+        if (has_grad_sum) result = rounded(result) + load(grad_sum[i] + c, lanes);
         if (has_grad_h) store(grad_h[i] + c, result, lanes);
         if (has_grad_x) store(exact + c, result, lanes);
       });
@@ -174,7 +173,7 @@ struct RowBackward {
       const A* weight = parameter.at(a.weight, a.param_type, span.begin, span.count, 1);
       for (int i = 0; i < ROWS; ++i) {
         const GradientSums part = block_sums(grad_y_block(a, row + i, span, converted), h_block(a, row + i, span),
-                                             weight, mean_of(a, row + i), span.count);
+                                             weight, mean_of(a, row + i), span.count, grad_h_block(a, row + i, span));
         sums[i] = {sums[i].g + part.g, sums[i].g_centered + part.g_centered};
       }
     }
@@ -194,7 +193,8 @@ struct RowBackward {
     if (of_weight) std::memset(of_weight, 0, size_t(a.cols) * sizeof(A));
     if (of_bias) std::memset(of_bias, 0, size_t(a.cols) * sizeof(A));
     int64_t row = begin;
-    if (of_weight && a.grad_h && !a.grad_x && !converts(a)) {
+    const bool usual = of_weight && a.grad_h && !a.grad_x && !converts(a);
+    if (usual && a.cols <= kGroupedCols<H>) {
       const auto four = a.grad_sum ? group<kRowGroup, true> : group<kRowGroup, false>;
       for (; row + kRowGroup <= end; row += kRowGroup) four(a, row, parameter, of_weight, of_bias);
     }
@@ -206,8 +206,8 @@ struct RowBackward {
     A converted[kBlock];
     const Span span = block_span(block, a.cols);
     const A* weight = parameter.at(a.weight, a.param_type, span.begin, span.count, 1);
-    return block_sums(grad_y_block(a, row, span, converted), h_block(a, row, span), weight, mean_of(a, row),
-                      span.count);
+    return block_sums(grad_y_block(a, row, span, converted), h_block(a, row, span), weight, mean_of(a, row), span.count,
+                      grad_h_block(a, row, span));
   }
 
   static void columns(const RowNormBackward& a, int64_t block, const GradientSums* of_rows) {

@@ -1,8 +1,8 @@
 // Forward of LayerNorm (CENTERED) and RMSNorm over the rows of a matrix: interface/layer_norm.h, rms_norm.h.
 //
 // Memory: x (and residual) are read once; the later passes over a row find it in cache: sum (LayerNorm), centred
-// squares, normalise and store. The residual add happens while a block of h is first read. Rows are taken four at a
-// time: their statistics, chains of dependent operations, overlap, and weight and bias are loaded once for the four.
+// squares, normalise and store. The residual add happens while a block of h is first read. Where rows are taken four
+// at a time (row_loops.h), their chains of dependent operations overlap, and weight and bias are loaded once for all.
 //
 // Statistics: a block's mean first, then sums of d = h - mean and of d * d. sum(d), zero but for the rounding of the
 // mean, corrects both (the corrected two-pass algorithm; Chan, Golub, LeVeque 1983), so a constant row has variance
@@ -60,8 +60,18 @@ TFN_INLINE const H* block_of_h(const RowNormForward& a, Add add, int64_t row, Sp
   return static_cast<const H*>(a.sum) + row * a.cols + span.begin;
 }
 
+// Where the block of y will be stored, to fetch it in time.
+struct Output {
+  const char* block;
+  int64_t size;
+};
+inline Output output_of(const RowNormForward& a, int64_t row, Span span) {
+  const int64_t size = size_of(a.y_type);
+  return {static_cast<const char*>(a.y) + (row * a.cols + span.begin) * size, size};
+}
+
 template <bool CENTERED, class H>
-__attribute__((noinline)) Moments moments_of(const H* h, int64_t count) {
+__attribute__((noinline)) Moments moments_of(const H* h, int64_t count, Output y) {
   using A = Accumulator<H>;
   if constexpr (CENTERED) {
     double sum[1], sums[2];
@@ -70,6 +80,7 @@ __attribute__((noinline)) Moments moments_of(const H* h, int64_t count) {
     });
     const A center = A(sum[0] / double(count));
     sum_columns<A>(count, sums, [=](int64_t c, auto lanes, Vector<A>* s) __attribute__((always_inline)) {
+      fetch_to_write(y.block, c * y.size);
       const Vector<A> d = keep(load(h + c, lanes) - center, lanes);
       s[0] += d;
       s[1] += d * d;
@@ -80,6 +91,7 @@ __attribute__((noinline)) Moments moments_of(const H* h, int64_t count) {
     double squares[1];
     sum_columns<A>(count, squares, [=](int64_t c, auto lanes, Vector<A>* s) __attribute__((always_inline)) {
       const Vector<A> value = load(h + c, lanes);
+      fetch_to_write(y.block, c * y.size);
       s[0] += value * value;
     });
     return {double(count), 0, squares[0]};
@@ -102,24 +114,24 @@ template <class A>
 struct Statistics {
   A mean, rstd;
 };
+
 // Y is the type of y; where that is neither H nor another usual one, Y is A and each block is converted.
 template <bool CENTERED, bool AFFINE, class H, class Y>
 struct RowForward {
   using A = Accumulator<H>;
 
-  static TFN_INLINE bool converts(const RowNormForward& a) {
-    return std::is_same_v<Y, A> && a.y_type != dtype_of<Y>;
-  }
+  static TFN_INLINE bool converts(const RowNormForward& a) { return std::is_same_v<Y, A> && a.y_type != dtype_of<Y>; }
   static TFN_INLINE const H* row_of_h(const RowNormForward& a, int64_t row) {
     return a.residual ? static_cast<const H*>(a.sum) + row * a.cols
                       : static_cast<const H*>(a.x) + row_offset(a.x_layout, row);
   }
 
-  static TFN_INLINE Statistics<A> write_statistics(const RowNormForward& a, int64_t row, const Moments& of_row) {
-    const Statistics<A> statistics = {A(of_row.mean), A(1 / __builtin_sqrt(of_row.squares / of_row.count + a.eps))};
+  static TFN_INLINE Statistics<A> statistics_of(const RowNormForward& a, const Moments& of_row) {
+    return {A(of_row.mean), A(1 / __builtin_sqrt(of_row.squares / of_row.count + a.eps))};
+  }
+  static TFN_INLINE void write(const RowNormForward& a, int64_t row, Statistics<A> statistics) {
     if (CENTERED && a.mean) static_cast<A*>(a.mean)[row] = statistics.mean;
     if (a.rstd) static_cast<A*>(a.rstd)[row] = statistics.rstd;
-    return statistics;
   }
 
   // Rows [row, row + ROWS), one block of columns. Only one row at a time may be converted, by way of `exact`.
@@ -142,14 +154,13 @@ struct RowForward {
     });
     if constexpr (ROWS == 1 && std::is_same_v<Y, A>)
       if (converts(a)) y[0] = exact;
-    const bool fetch = ROWS > 1 && row + 2 * ROWS <= a.rows && ROWS * a.cols * int64_t(sizeof(H)) <= kFetchBytes;
-    const int64_t ahead = fetch && !a.residual ? row_offset(a.x_layout, row + ROWS) - row_offset(a.x_layout, row) : 0;
+    const int64_t ahead = a.residual ? 0 : bytes_ahead<H>(a.x_layout, row, ROWS, a.rows, a.cols);
     for_columns<A>(span.count, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
       Vector<A> scale{}, shift{};
       if constexpr (AFFINE) scale = load(w + c, lanes);
       if constexpr (AFFINE && CENTERED) shift = load(b + c, lanes);
       repeat<ROWS>([&](auto i) __attribute__((always_inline)) {
-        if constexpr (ROWS > 1) __builtin_prefetch(h[i] + (c + ahead));
+        fetch_to_read(h[i] + c, ahead);
         Vector<A> v = normalize(Vector<A>(load(h[i] + c, lanes)), CENTERED ? mean[i] : Vector<A>{}, rstd[i]);
         if constexpr (AFFINE && CENTERED)
           v = affine(v, scale, shift);
@@ -164,12 +175,14 @@ struct RowForward {
 
   static Moments moments(const RowNormForward& a, int64_t row, int64_t block) {
     const Span span = block_span(block, a.cols);
-    return moments_of<CENTERED>(block_of_h<H>(a, a.residual ? select_add(a) : nullptr, row, span), span.count);
+    return moments_of<CENTERED>(block_of_h<H>(a, a.residual ? select_add(a) : nullptr, row, span), span.count,
+                                output_of(a, row, span));
   }
 
   static void apply(const RowNormForward& a, int64_t row, int64_t block, const Moments& of_row) {
     ParameterBlock<A> weight, bias;
-    const Statistics<A> statistics = write_statistics(a, row, of_row);  // by every block: the same numbers
+    const Statistics<A> statistics = statistics_of(a, of_row);
+    if (block == 0) write(a, row, statistics);
     apply_rows<1>(a, row, &statistics, block_span(block, a.cols), weight, bias);
   }
 
@@ -182,13 +195,15 @@ struct RowForward {
       Moments pair[2] = {};
       for (int64_t block = 0; block < blocks; ++block) {
         const Span span = block_span(block, a.cols);
-        pair[block > 0] = moments_of<CENTERED>(block_of_h<H>(a, add, row + i, span), span.count);
+        pair[block > 0] =
+            moments_of<CENTERED>(block_of_h<H>(a, add, row + i, span), span.count, output_of(a, row + i, span));
         if (block > 0) pair[0] = merge(pair, 2);
       }
       of_rows[i] = pair[0];
     }
     Statistics<A> statistics[ROWS];
-    for (int i = 0; i < ROWS; ++i) statistics[i] = write_statistics(a, row + i, of_rows[i]);
+    for (int i = 0; i < ROWS; ++i) statistics[i] = statistics_of(a, of_rows[i]);
+    for (int i = 0; i < ROWS; ++i) write(a, row + i, statistics[i]);
     for (int64_t block = 0; block < blocks; ++block)
       apply_rows<ROWS>(a, row, statistics, block_span(block, a.cols), weight, bias);
   }
@@ -197,7 +212,7 @@ struct RowForward {
     ParameterBlock<A> weight, bias;
     const Add add = a.residual ? select_add(a) : nullptr;
     int64_t row = begin;
-    if (!converts(a))
+    if (!converts(a) && a.cols <= kGroupedCols<H>)
       for (; row + kRowGroup <= end; row += kRowGroup) group<kRowGroup>(a, row, add, weight, bias);
     for (; row < end; ++row) group<1>(a, row, add, weight, bias);
   }

@@ -8,8 +8,9 @@
 
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
-#pragma GCC target("avx2,fma,f16c")
+#pragma GCC target("avx2,fma,f16c,prfchw")
 #define TFN_INSTRUCTION_SET avx2
 #define TFN_VECTOR_BYTES 32
 #include "row_backward.h"

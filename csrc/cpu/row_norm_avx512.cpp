@@ -4,12 +4,15 @@
 #include "row_kernels.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+// GCC 12 takes its own undefined vectors for a mistake (GCC bug 105593).
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
 
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,prfchw")
 #define TFN_INSTRUCTION_SET avx512
 #define TFN_VECTOR_BYTES 64
 #include "row_backward.h"

@@ -3,11 +3,13 @@ file in it, to run them (`make native` does)."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))  # native_build, cuda_check; the folder is a package so that this is not tests/conftest.py
 
 
 def pytest_ignore_collect(config: pytest.Config) -> bool | None:

@@ -223,6 +223,7 @@ def short_name(demangled: str) -> str:
 def read_sass(sass: str) -> dict[str, Counter[str]]:
     """Opcodes of every function, with their modifiers, "LDG.E.128.CONSTANT"."""
     functions: dict[str, Counter[str]] = {}
+    current: Counter[str] = Counter()
     instruction = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?\s*([A-Z][A-Z0-9_.]+)")
     for line in sass.splitlines():
         if match := instruction.match(line):

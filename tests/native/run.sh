@@ -3,7 +3,7 @@
 #
 #   tests/native/run.sh [STEP...]      native  planted bugs, shared pieces, kernels without torch, in every build
 #                                      plain   the Python suite on the sim backend
-#                                      asan    the same under Address- and UndefinedBehaviorSanitizer
+#                                      asan    its tests of values, gradients, strides ... under Address- and UndefinedBehaviorSanitizer
 #                                      tsan    its tests marked tsan, under ThreadSanitizer
 #   PYTHON       the interpreter that has torch and torchfastnorm (python3)
 #   WORKERS      parallel test processes (auto: one a core)
@@ -30,7 +30,7 @@ asan() {
   # shellcheck disable=SC2086
   TORCHFASTNORM_SIM=asan LD_PRELOAD="$(preload asan)" \
     ASAN_OPTIONS="detect_leaks=0:use_sigaltstack=0:detect_odr_violation=0" UBSAN_OPTIONS="print_stacktrace=1" \
-    "$PYTHON" -m pytest -n "$WORKERS" -p no:faulthandler --backend sim tests $PYTEST_ARGS
+    "$PYTHON" -m pytest -n "$WORKERS" -p no:faulthandler --backend sim tests/test_*norm*.py $PYTEST_ARGS
 }
 tsan() {
   "$PYTHON" tests/sim.py tsan

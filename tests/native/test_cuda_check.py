@@ -54,5 +54,5 @@ def test_occupancy() -> None:
 
 
 def test_short_name() -> None:
-    long = "void torchfastnorm::cuda::row_forward_block<float, (torchfastnorm::Residency)1>(torchfastnorm::cuda::A<int>)"
-    assert cuda_check.short_name(long) == "row_forward_block<float, (Residency)1>"
+    long = "void torchfastnorm::cuda::row_forward<float, (torchfastnorm::Residency)1>(torchfastnorm::cuda::A<int>)"
+    assert cuda_check.short_name(long) == "row_forward<float, (Residency)1>"

@@ -101,14 +101,15 @@ TFN_INLINE Words round_to_upper_half(Floats v) {
 #if TFN_VECTOR_BYTES == 64
 // One permutation of 16-bit words each way.
 TFN_INLINE Floats widen(BFloat16, Shorts bits) {
-  const __m512i to_upper = _mm512_set_epi16(15, 0, 14, 0, 13, 0, 12, 0, 11, 0, 10, 0, 9, 0, 8, 0, 7, 0, 6, 0, 5, 0, 4, 0,
-                                            3, 0, 2, 0, 1, 0, 0, 0);
+  const __m512i to_upper = _mm512_set_epi16(15, 0, 14, 0, 13, 0, 12, 0, 11, 0, 10, 0, 9, 0, 8, 0, 7, 0, 6, 0, 5, 0, 4,
+                                            0, 3, 0, 2, 0, 1, 0, 0, 0);
   return (Floats)_mm512_maskz_permutexvar_epi16(0xaaaaaaaau, to_upper, _mm512_castsi256_si512((__m256i)bits));
 }
 TFN_INLINE Shorts narrow(BFloat16, Floats v) {
-  const __m512i from_upper = _mm512_set_epi16(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 31, 29, 27, 25, 23, 21, 19,
-                                              17, 15, 13, 11, 9, 7, 5, 3, 1);
-  return (Shorts)_mm512_castsi512_si256(_mm512_maskz_permutexvar_epi16(~0u, from_upper, (__m512i)round_to_upper_half(v)));
+  const __m512i from_upper = _mm512_set_epi16(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 31, 29, 27, 25, 23, 21,
+                                              19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+  return (Shorts)_mm512_castsi512_si256(
+      _mm512_maskz_permutexvar_epi16(~0u, from_upper, (__m512i)round_to_upper_half(v)));
 }
 #else
 TFN_INLINE Floats widen(BFloat16, Shorts bits) { return (Floats)(__builtin_convertvector(bits, Words) << 16); }
@@ -147,7 +148,9 @@ TFN_INLINE Shorts narrow(Half, Floats v) {
 #endif
 
 #if TFN_VECTOR_BYTES == 64
-TFN_INLINE Doubles low(Floats v) { return (Doubles)_mm512_maskz_cvtps_pd(__mmask8(-1), _mm512_castps512_ps256((__m512)v)); }
+TFN_INLINE Doubles low(Floats v) {
+  return (Doubles)_mm512_maskz_cvtps_pd(__mmask8(-1), _mm512_castps512_ps256((__m512)v));
+}
 TFN_INLINE Doubles high(Floats v) {
   return (Doubles)_mm512_maskz_cvtps_pd(__mmask8(-1), _mm512_maskz_extractf32x8_ps(__mmask8(-1), (__m512)v, 1));
 }
@@ -215,8 +218,8 @@ TFN_INLINE Doubles keep(Doubles v, Part lanes) {
 
 #if TFN_VECTOR_BYTES == 64
 TFN_INLINE double total(Doubles v) {
-  const __m256d four = _mm256_add_pd(_mm512_castpd512_pd256((__m512d)v),
-                                     _mm512_maskz_extractf64x4_pd(__mmask8(-1), (__m512d)v, 1));
+  const __m256d four =
+      _mm256_add_pd(_mm512_castpd512_pd256((__m512d)v), _mm512_maskz_extractf64x4_pd(__mmask8(-1), (__m512d)v, 1));
   const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
   return two[0] + two[1];
 }
@@ -228,6 +231,28 @@ TFN_INLINE double total(Doubles v) {
 #else
 TFN_INLINE double total(Doubles v) { return v[0] + v[1]; }
 #endif
+
+// Keeps the compiler from fusing the product that v may be with an addition that follows: where one of two loops for
+// the same numbers does it and the other does not, they differ in the last bit.
+template <class V>
+TFN_INLINE V rounded(V v) {
+#if defined(__x86_64__) && TFN_VECTOR_BYTES == 64
+  __asm__("" : "+v"(v));
+#elif defined(__x86_64__)
+  __asm__("" : "+x"(v));
+#elif defined(__aarch64__)
+  __asm__("" : "+w"(v));
+#endif
+  return v;
+}
+
+// Brings the cache line of an element near, to read it or to write it. Any address will do.
+TFN_INLINE void fetch_to_read(const void* p, int64_t bytes_ahead) {
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + uintptr_t(bytes_ahead)), 0);
+}
+TFN_INLINE void fetch_to_write(const void* p, int64_t bytes_ahead) {
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + uintptr_t(bytes_ahead)), 1);
+}
 
 // f(0), ... f(N - 1), written out, the index a constant: what it indexes can stay in registers.
 template <int N, class F>
