@@ -91,7 +91,8 @@ def main() -> None:
         )
 
     shapes = [Shape(*pair, "given") for pair in options.shape or []] or shapes_of(options.device.type, options.suite)
-    work = [(op, shape, dtype) for op in options.ops for dtype in options.dtype for shape in shapes]
+    # By shape first, so that a time limit cuts off the last shapes of every op, not the last ops.
+    work = [(op, shape, dtype) for shape in shapes for op in options.ops for dtype in options.dtype]
     begin = time.monotonic()
     latencies = latency.measure(options.device, options.rounds)
     cells: list[harness.Cell] = []
@@ -112,6 +113,8 @@ def main() -> None:
             if options.device.type == "cuda":
                 torch.cuda.empty_cache()
 
+    ops, dtypes = ([str(getattr(x, "name", x)) for x in row] for row in (options.ops, options.dtype))
+    cells.sort(key=lambda cell: (ops.index(cell.op), dtypes.index(f"torch.{cell.dtype}")))
     print(f"\n{report.cell_table(cells, 'simple')}\n")
     summary = report.summary_table(cells, options.ops, options.device, "simple")
     print(f"Forward+backward, geometric mean over the shapes above 1 MB\n{summary}\n")

@@ -2,7 +2,8 @@
 
     compute-sanitizer --tool memcheck python scripts/sanitizer_cases.py [DEVICE]
 
-Each case compares with the CPU backend, so that a run under a tool that changes timing also checks values.
+Conversions are left to the host, so that hardly a kernel but ours runs. Each case compares with the CPU backend, so
+that a run under a tool that changes timing also checks values.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def run(op: str, cols: int, dtype: torch.dtype, device: str) -> list[torch.Tenso
     rows = 37 if cols <= 8192 else 3
 
     def leaf(*shape: int) -> torch.Tensor:
-        values = torch.randn(*shape, generator=generator).to(device, dtype)
+        values = torch.randn(*shape, generator=generator).to(dtype).to(device)
         return values.requires_grad_()
 
     tensors = [leaf(rows, cols)]
@@ -34,9 +35,9 @@ def run(op: str, cols: int, dtype: torch.dtype, device: str) -> list[torch.Tenso
     weights = [leaf(cols) for _ in range(2 if op.endswith("layer_norm") else 1)]
     outputs = getattr(functional, op)(*tensors, (cols,), *weights)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    upstream = [torch.randn(rows, cols, generator=generator).to(device, dtype) for _ in outputs]
+    upstream = [torch.randn(rows, cols, generator=generator).to(dtype).to(device) for _ in outputs]
     gradients = torch.autograd.grad(outputs, tensors + weights, upstream)
-    return [t.detach().double().cpu() for t in (*outputs, *gradients)]
+    return [t.detach().cpu().double() for t in (*outputs, *gradients)]
 
 
 def main() -> None:

@@ -44,7 +44,7 @@ for version in "${versions[@]}"; do
     python=$folder/$version/bin/python
     begin=$SECONDS
     echo "== torch $version"
-    if make test PYTHON="$python" && "$python" scripts/check_build.py; then verdict=passed; else verdict=FAILED failed=1; fi
+    if make test PYTHON="$python" && PYTHONPATH="$PWD" "$python" scripts/check_build.py; then verdict=passed; else verdict=FAILED failed=1; fi
     verdicts[$version]="$verdict, $((SECONDS - begin)) s"
 done
 printf '\n'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from dataclasses import replace
 
 import pytest
@@ -43,16 +44,12 @@ def right(x, weight, bias):
 
 def test_a_planted_slow_down_is_seen():
     def slow(*inputs):
-        for _ in range(9):
-            right(*inputs)
+        time.sleep(5e-3)
         return right(*inputs)
 
-    slowed = measure(candidate("ours", slow), candidate("aten", right))
-    assert {cell.direction: cell.speedup("aten") < 0.7 for cell in slowed if cell.direction != "backward"} == {
-        "forward": True,
-        "forward+backward": True,
-    }
-    # Ten times the work shows however busy the machine is; that equal ones look equal, only the best rounds can tell.
+    for cell in measure(candidate("ours", slow), candidate("aten", right), directions=["forward", "forward+backward"]):
+        assert cell.speedup("aten") < 0.7, cell.direction
+    # The delay shows however busy the machine is; that equal ones look equal, only the best rounds can tell.
     equal = measure(candidate("ours", right), candidate("aten", right), directions=["forward"], rounds=15)[0]
     ours, aten = (min(result.seconds) for result in equal.results)
     assert 0.5 < aten / ours < 2
