@@ -129,7 +129,7 @@ def test_it_says_what_it_replaced(model: Block, caplog: pytest.LogCaptureFixture
     assert all(entry.module is converted.get_submodule(entry.name) for entry in report)
     for name in REPLACED:
         assert name in caplog.text
-    assert "own" not in caplog.text and "3 modules" in caplog.text
+    assert "own" not in caplog.text and "modules replaced: 3" in caplog.text
 
 
 def test_converting_twice_changes_nothing(model: Block) -> None:
