@@ -33,9 +33,10 @@ def find_cuda() -> Path | None:
     on_path = shutil.which("nvcc")
     from_pypi = sorted(Path(sysconfig.get_paths()["purelib"]).glob("nvidia/cu[0-9]*"), reverse=True)
     homes = [os.environ.get("CUDA_HOME"), on_path and Path(on_path).resolve().parents[1], "/usr/local/cuda", *from_pypi]
-    for home in homes:
-        if home and (Path(home) / "bin/nvcc").exists():
-            return Path(home)
+    for home in map(Path, filter(None, homes)):
+        # The header too: an nvcc on PATH may be a script that lies elsewhere than its toolkit.
+        if (home / "bin/nvcc").exists() and (home / "include/cuda_runtime.h").exists():
+            return home
     message = f"torchfastnorm: no nvcc found: set CUDA_HOME, or: {NVCC_FROM_PYPI}"
     if force == "1":
         sys.exit(message)
