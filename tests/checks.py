@@ -125,17 +125,17 @@ def check(case: Case, results: Mapping[str, Tensor] | None = None, *, backward: 
 def assert_not_worse(name: str, ours: Tensor, theirs: Tensor, expected: Expected) -> None:
     """Error never above torch's by more than half, as root mean square; the largest one not above its triple.
 
-    The largest of a few roundings is luck; the triple finds one element gone wrong among many. Half a unit in the
-    last place is always allowed on average, a whole one for the largest: no result of that dtype can promise less."""
+    The largest of a few roundings is luck; the triple finds one element gone wrong among many. One unit of eps is
+    always allowed: rstd, a product and a sum are rounded, and where torch is exact (constant rows) it is by luck."""
     eps = torch.finfo(expected.dtype).eps
-    for measure, reduce, factor, floor in (
-        ("root mean square", lambda t: t.square().mean().sqrt(), 1.5, 0.5 * eps),
-        ("largest", lambda t: t.abs().max(), 3.0, eps),
+    for measure, reduce, factor in (
+        ("root mean square", lambda t: t.square().mean().sqrt(), 1.5),
+        ("largest", lambda t: t.abs().max(), 3.0),
     ):
         our_error, their_error = (
             reduce(t.cpu().double() - expected.value).nan_to_num(nan=torch.inf) for t in (ours, theirs)
         )
-        allowed = torch.maximum(factor * their_error, floor * reduce(expected.value))
+        allowed = torch.maximum(factor * their_error, eps * reduce(expected.value))
         assert our_error <= allowed, (
             f"{name}: {measure} error {our_error:.4g}, torch's {their_error:.4g}, allowed {allowed:.4g}"
         )
