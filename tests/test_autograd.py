@@ -29,7 +29,9 @@ def first_output(case: Case) -> Tensor:
 
 
 def requiring(case: Case, *names: str) -> Case:
-    return case.replace(**{n: getattr(case, n).detach().requires_grad_() for n in names if getattr(case, n) is not None})
+    return case.replace(
+        **{n: getattr(case, n).detach().requires_grad_() for n in names if getattr(case, n) is not None}
+    )
 
 
 @all_ops

@@ -31,7 +31,9 @@ def test_on_paper(backend: TestBackend) -> None:
     y.backward(torch.tensor([[1.0, 0.0, 0.0, 0.0]], device=backend.device))
     # g = (1, 0, 0, 0), x_hat = x / 4, mean(g x_hat) = 1/16
     assert weight.grad.tolist() == [0.25, 0.0, 0.0, 0.0]
-    assert x.grad.tolist() == [[0.25 * (g - h / 16) for g, h in zip((1, 0, 0, 0), (0.25, -0.5, 0.75, -1.0), strict=True)]]
+    assert x.grad.tolist() == [
+        [0.25 * (g - h / 16) for g, h in zip((1, 0, 0, 0), (0.25, -0.5, 0.75, -1.0), strict=True)]
+    ]
 
 
 def test_add_on_paper(backend: TestBackend) -> None:
