@@ -173,7 +173,7 @@ def test_eight_threads(backend: TestBackend, op: Op) -> None:
                 grads = torch.autograd.grad(y.sum(), case.x, retain_graph=True)
                 grads += torch.autograd.grad(first_output(own).sum(), own.x)
                 wrong.extend(g for g in grads if not torch.equal(g, expected))
-        except Exception as error:  # noqa: BLE001 - reported below
+        except Exception as error:
             wrong.append(error)
 
     threads = [threading.Thread(target=work) for _ in range(8)] if backend.name != "sim" else []

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from cases import dtype_id
 from conftest import TestBackend
 from torch import nn
+
 from torchfastnorm import AddRMSNorm, RMSNorm, add_rms_norm, rms_norm
 
 CONSTRUCTIONS = (
