@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import torchfastnorm
 from torch import Tensor
+
+import torchfastnorm
 from torchfastnorm import functional, reference
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

@@ -86,9 +86,10 @@ def error_over_bound(name: str, result: Tensor, expected: Expected) -> Tensor:
     value, actual = expected.value, result.cpu().double()
     bound = bound_of(name, expected.accumulator)
     kind = torch.finfo(expected.dtype)
-    allowed = bound.rounding * kind.eps * value.abs() + bound.arithmetic * torch.finfo(
-        expected.accumulator
-    ).eps * expected.scale
+    allowed = (
+        bound.rounding * kind.eps * value.abs()
+        + bound.arithmetic * torch.finfo(expected.accumulator).eps * expected.scale
+    )
     allowed = allowed + kind.smallest_normal * kind.eps  # the spacing of subnormal numbers
     rounded = value.to(expected.dtype).double()
     special = ~rounded.isfinite()

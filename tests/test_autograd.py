@@ -29,7 +29,9 @@ def first_output(case: Case) -> Tensor:
 
 
 def requiring(case: Case, *names: str) -> Case:
-    return case.replace(**{n: getattr(case, n).detach().requires_grad_() for n in names if getattr(case, n) is not None})
+    return case.replace(
+        **{n: getattr(case, n).detach().requires_grad_() for n in names if getattr(case, n) is not None}
+    )
 
 
 @all_ops
@@ -171,7 +173,7 @@ def test_eight_threads(backend: TestBackend, op: Op) -> None:
                 grads = torch.autograd.grad(y.sum(), case.x, retain_graph=True)
                 grads += torch.autograd.grad(first_output(own).sum(), own.x)
                 wrong.extend(g for g in grads if not torch.equal(g, expected))
-        except Exception as error:  # noqa: BLE001 - reported below
+        except Exception as error:
             wrong.append(error)
 
     threads = [threading.Thread(target=work) for _ in range(8)] if backend.name != "sim" else []

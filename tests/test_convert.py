@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+
 from torchfastnorm import LayerNorm, RMSNorm, convert
 
 

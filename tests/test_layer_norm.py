@@ -7,9 +7,10 @@ import inspect
 import pytest
 import torch
 import torch.nn.functional as F
-import torchfastnorm
 from conftest import TestBackend
 from torch import nn
+
+import torchfastnorm
 from torchfastnorm import AddLayerNorm, LayerNorm, add_layer_norm, layer_norm
 
 CONSTRUCTIONS = (

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import torchfastnorm
 from cases import OPS, Case, Op, evaluate, make_case
 from checks import check
+
+import torchfastnorm
 
 PACKAGE = Path(torchfastnorm.__file__).parent
 CAPABILITIES = ("DEFAULT", "AVX2", "AVX512")

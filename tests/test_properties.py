@@ -32,7 +32,9 @@ columns = st.one_of(sizes, st.integers(1, 1500), st.sampled_from((2048, 4097, 82
 
 @st.composite
 def cases(draw: st.DrawFn, op: Op, backend: TestBackend) -> Case:
-    shape: tuple[int, ...] = (draw(columns),) if draw(st.booleans()) else tuple(draw(st.lists(sizes, min_size=2, max_size=3)))
+    shape: tuple[int, ...] = (
+        (draw(columns),) if draw(st.booleans()) else tuple(draw(st.lists(sizes, min_size=2, max_size=3)))
+    )
     cols = torch.Size(shape).numel()
     lead: list[int] = []
     for size in draw(st.lists(sizes, max_size=3)):
@@ -54,13 +56,13 @@ def cases(draw: st.DrawFn, op: Op, backend: TestBackend) -> Case:
         seed=draw(st.integers(0, 2**16)),
     )
     absent = [name for name in ("weight", "bias") if draw(st.booleans()) and draw(st.booleans())]
-    return case.replace(**{name: None for name in absent})
+    return case.replace(**dict.fromkeys(absent))
 
 
 @st.composite
 def strided(draw: st.DrawFn, t: Tensor) -> Tensor:
     """The same values in another place: an offset, gaps between any dimensions, the leading ones in any order."""
-    order = draw(st.permutations(range(t.dim() - 1))) + [t.dim() - 1] if t.dim() > 1 else list(range(t.dim()))
+    order = [*draw(st.permutations(range(t.dim() - 1))), t.dim() - 1] if t.dim() > 1 else list(range(t.dim()))
     stored = t.permute(order)
     gaps = [draw(st.sampled_from((0, 0, 1, 3))) for _ in range(t.dim())]
     buffer = t.new_full([size + gap for size, gap in zip(stored.shape, gaps, strict=True)], torch.nan)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from cases import dtype_id
 from conftest import TestBackend
 from torch import nn
+
 from torchfastnorm import AddRMSNorm, RMSNorm, add_rms_norm, rms_norm
 
 CONSTRUCTIONS = (
@@ -31,7 +32,9 @@ def test_on_paper(backend: TestBackend) -> None:
     y.backward(torch.tensor([[1.0, 0.0, 0.0, 0.0]], device=backend.device))
     # g = (1, 0, 0, 0), x_hat = x / 4, mean(g x_hat) = 1/16
     assert weight.grad.tolist() == [0.25, 0.0, 0.0, 0.0]
-    assert x.grad.tolist() == [[0.25 * (g - h / 16) for g, h in zip((1, 0, 0, 0), (0.25, -0.5, 0.75, -1.0), strict=True)]]
+    assert x.grad.tolist() == [
+        [0.25 * (g - h / 16) for g, h in zip((1, 0, 0, 0), (0.25, -0.5, 0.75, -1.0), strict=True)]
+    ]
 
 
 def test_add_on_paper(backend: TestBackend) -> None:

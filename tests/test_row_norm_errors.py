@@ -32,7 +32,10 @@ def both(case: Case, change: Callable[[Tensor], Tensor]) -> Case:
 
 # What is wrong -> (change of a good case, what the message must say)
 WRONG: dict[str, tuple[Change, tuple[str, ...]]] = {
-    "trailing shape": (lambda c: c.replace(normalized_shape=(6,), weight=None, bias=None), ("normalized_shape", "6", "5")),
+    "trailing shape": (
+        lambda c: c.replace(normalized_shape=(6,), weight=None, bias=None),
+        ("normalized_shape", "6", "5"),
+    ),
     "trailing shapes": (
         lambda c: c.replace(normalized_shape=(4, 5), weight=None, bias=None),
         ("normalized_shape", "4, 5", "3, 5"),

@@ -64,7 +64,7 @@ def split(shape: tuple[int, ...], dims: int) -> tuple[tuple[int, ...], tuple[int
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=("float32", "bfloat16"))
 @pytest.mark.parametrize("name", [*NOT_COPIED, *COPIED])
 def test_strided_equals_contiguous(backend: TestBackend, op: Op, dtype: torch.dtype, name: str) -> None:
-    """Input, residual and incoming gradients strided, together and one by one: the same bits, and outputs contiguous."""
+    """Input, residual and incoming gradients strided, together and one by one: the same bits, contiguous outputs."""
     shape, dims, size, view = (NOT_COPIED | COPIED)[name]
     case = make_case(op, *split(shape, dims), dtype, device=backend.device)
     plain = check(case)

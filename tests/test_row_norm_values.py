@@ -56,7 +56,9 @@ def test_many_rows(backend: TestBackend, op: Op) -> None:
 
 @all_ops
 @all_dtypes
-@pytest.mark.parametrize("lead, shape", (((0,), (64,)), ((3,), (0,)), ((0,), (0,)), ((2, 0, 3), (4, 5)), ((2,), (3, 0))))
+@pytest.mark.parametrize(
+    "lead, shape", (((0,), (64,)), ((3,), (0,)), ((0,), (0,)), ((2, 0, 3), (4, 5)), ((2,), (3, 0)))
+)
 def test_empty(backend: TestBackend, op: Op, dtype: torch.dtype, lead: tuple[int, ...], shape: tuple[int, ...]) -> None:
     case = make_case(op, lead, shape, dtype, device=backend.device)
     results = evaluate(case)
@@ -67,7 +69,9 @@ def test_empty(backend: TestBackend, op: Op, dtype: torch.dtype, lead: tuple[int
 
 
 @all_ops
-@pytest.mark.parametrize("lead, shape", (((), (6,)), ((), (3, 4)), ((2, 3), (4,)), ((2,), (3, 4, 5)), ((1, 1, 5), (1,))))
+@pytest.mark.parametrize(
+    "lead, shape", (((), (6,)), ((), (3, 4)), ((2, 3), (4,)), ((2,), (3, 4, 5)), ((1, 1, 5), (1,)))
+)
 def test_dimensions(backend: TestBackend, op: Op, lead: tuple[int, ...], shape: tuple[int, ...]) -> None:
     results = check(make_case(op, lead, shape, device=backend.device))
     for name in ("y", "grad_x"):
@@ -128,11 +132,15 @@ def test_default_eps(backend: TestBackend, op: Op, dtype: torch.dtype) -> None:
     """Rows near zero, where eps decides the result: 1e-5, and for RMSNorm the machine epsilon of fp32 or fp64."""
     scale = 2.0**-20 if op.core == "rms_norm" and dtype == torch.float64 else 2.0**-9
     case = make_case(op, 3, 64, dtype, device=backend.device)
-    case = case.replace(x=case.x * scale) if case.residual is None else case.replace(
-        x=case.x * scale, residual=case.residual * scale
+    case = (
+        case.replace(x=case.x * scale)
+        if case.residual is None
+        else case.replace(x=case.x * scale, residual=case.residual * scale)
     )
     ours = check(case)
-    eps = 1e-5 if op.core == "layer_norm" else torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+    eps = (
+        1e-5 if op.core == "layer_norm" else torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+    )
     explicit = evaluate(case.replace(eps=eps))
     theirs = evaluate(case, op.torch)
     for name in ours:
@@ -183,6 +191,9 @@ def test_the_sum_is_rounded_before_it_is_normalised(backend: TestBackend) -> Non
     tiny = case.replace(x=case.residual * 2**-10, grad_sum=torch.zeros_like(case.grad_sum))
     ours = evaluate(tiny)
     assert torch.equal(ours["sum"], case.residual)
-    alone = evaluate(make_case(LAYER_NORM, 3, 64, torch.bfloat16).replace(
-        x=case.residual, weight=case.weight, bias=case.bias, grad_y=case.grad_y))
+    alone = evaluate(
+        make_case(LAYER_NORM, 3, 64, torch.bfloat16).replace(
+            x=case.residual, weight=case.weight, bias=case.bias, grad_y=case.grad_y
+        )
+    )
     assert torch.equal(ours["y"], alone["y"]) and torch.equal(ours["grad_residual"], alone["grad_x"])

@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-import torchfastnorm
 from cases import LAYER_NORM, RMS_NORM, Op, accumulator, dtype_id
 from conftest import TestBackend
 from torch import Tensor
 
+import torchfastnorm
+
 pytest.importorskip("expecttest", reason="torch.testing._internal needs expecttest")
-from torch.testing._internal.common_methods_invocations import op_db  # noqa: E402
-from torch.testing._internal.common_modules import module_db  # noqa: E402
+from torch.testing._internal.common_methods_invocations import op_db
+from torch.testing._internal.common_modules import module_db
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 2e-2, torch.float16: 2e-3}
