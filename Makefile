@@ -9,6 +9,7 @@
 #   TORCH         what pip installs where torch is missing                             (torch==2.13.0, the tested version)
 #   WORKERS       parallel test processes                                              (auto: one per core)
 #   PYTEST_ARGS   further arguments for pytest, e.g. PYTEST_ARGS="-k rms_norm -x"
+#   STEPS         of `make native`: native, plain, asan, tsan                          (all)
 #   DEMO_ARGS, BENCH_ARGS   further arguments for the demo and the benchmark
 #   OUT           `make gpu` copies its logs and results there
 # The build reads MAX_JOBS, FORCE_CUDA, CUDA_HOME and TORCH_CUDA_ARCH_LIST as torch.utils.cpp_extension does.
@@ -17,6 +18,7 @@ BASE_PYTHON ?= python3
 TORCH ?= torch==2.13.0
 WORKERS ?= auto
 PYTEST_ARGS ?=
+STEPS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 
@@ -66,7 +68,7 @@ test: $(ENVIRONMENT)  ## the whole test suite
 native: $(ENVIRONMENT)  ## the CUDA kernels executed on the CPU: plainly, under sanitizers, with planted bugs
 	@$(REQUIRE) test
 	@$(BUILD)
-	PYTHON="$(PYTHON)" tests/native/run.sh
+	PYTHON="$(PYTHON)" tests/native/run.sh $(STEPS)
 
 cuda-check: $(ENVIRONMENT)  ## compile every kernel with nvcc for all architectures; check registers, spills, accesses
 	@$(call HAS,nvcc) || $(REQUIRE) nvcc

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 
@@ -66,11 +67,11 @@ def _find_gpu(gpu: str | GPU | None) -> GPU:
             raise ValueError(f"explain: no figures for {properties.name!r}: pass gpu= one of {known}, or a GPU(...)")
     name = gpu or "H100"
     if name not in GPUS:
-        raise ValueError(f"explain: unknown gpu {name!r}: one of {', '.join(GPUS)}, or a torchfastnorm.explain.GPU(...)")
+        raise ValueError(f"explain: unknown gpu {name!r}: pass one of {', '.join(GPUS)}, or a GPU(...)")
     return GPUS[name]
 
 
-def _reason(plan: dict, cols: int, backward: bool) -> str:
+def _reason(plan: dict[str, Any], cols: int, backward: bool) -> str:
     many = f"a cluster of {plan['cluster']} blocks shares each row" if plan["cluster"] > 1 else "one block a row"
     if plan["residency"] == "warp":
         rows = 32 // plan["lanes"]
@@ -83,7 +84,8 @@ def _reason(plan: dict, cols: int, backward: bool) -> str:
     if backward:
         return f"{many}; column sums in shared memory, both inputs read again (L2)"
     kept = plan["kept_columns"]
-    return f"{many}; the row stays in shared memory" + ("" if kept >= cols else f" up to {kept} columns, the rest is read again")
+    rest = "" if kept >= cols else f" up to {kept} columns, the rest is read again"
+    return f"{many}; the row stays in shared memory{rest}"
 
 
 def launch_plans(

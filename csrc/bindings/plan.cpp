@@ -44,8 +44,8 @@ py::dict row_plan(bool backward, bool centered, int64_t rows, int64_t cols, cons
 
 const ModulePart part([](py::module_& m) {
   m.def("row_plan", row_plan, py::arg("backward"), py::arg("centered"), py::arg("rows"), py::arg("cols"),
-        py::arg("x_dtype"), py::arg("h_dtype"), py::arg("y_dtype"), py::arg("param_dtype"),
-        py::arg("multiprocessors"), py::arg("shared_bytes"), py::arg("cluster_blocks"),
+        py::arg("x_dtype"), py::arg("h_dtype"), py::arg("y_dtype"), py::arg("param_dtype"), py::arg("multiprocessors"),
+        py::arg("shared_bytes"), py::arg("cluster_blocks"),
         "The launch plan of a row norm, as a dict (csrc/interface/row_plan.h).");
 });
 

@@ -1,9 +1,8 @@
 // The table of CUDA functions, and what the current device can do.
-#include "../interface/backend.h"
-
 #include <array>
 #include <mutex>
 
+#include "../interface/backend.h"
 #include "../interface/row_plan.h"
 #include "common/port.h"
 

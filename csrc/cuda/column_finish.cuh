@@ -14,7 +14,7 @@ template <class A>
 struct ColumnSums {
   A* partial;  // null: nothing wanted
   int64_t partial_rows, cols;
-  int sums;    // 1 or 2 per column
+  int sums;  // 1 or 2 per column
   void* grad_weight;
   void* grad_bias;
   DType type;
@@ -37,13 +37,14 @@ __device__ __forceinline__ void finish_columns(const ColumnSums<A>& columns) {
     A total = A(0);
     if (column < columns.cols) {
 #pragma unroll 4
-      for (int64_t row = warp; row < columns.partial_rows; row += warps) total += load_written(columns.row(row, sum) + column);
+      for (int64_t row = warp; row < columns.partial_rows; row += warps)
+        total += load_written(columns.row(row, sum) + column);
     }
     part[warp][lane] = total;
     __syncthreads();
     if (warp == 0) {
       for (unsigned other = 1; other < warps; ++other) total += part[other][lane];
-        if (column < columns.cols) {
+      if (column < columns.cols) {
         with_type(columns.type, [&](auto* t) {
           using T = std::remove_pointer_t<decltype(t)>;
           store(static_cast<T*>(out) + column, narrow<T>(total));

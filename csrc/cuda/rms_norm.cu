@@ -1,6 +1,5 @@
 // RMSNorm on CUDA devices: the row kernels, with no mean subtracted (interface/rms_norm.h).
 #include "../interface/rms_norm.h"
-
 #include "row_launch.h"
 
 namespace torchfastnorm::cuda {

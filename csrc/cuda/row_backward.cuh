@@ -24,7 +24,7 @@ struct RowBackwardArguments {
   Parameter weight;
   const A* mean;  // null where the op has none
   const A* rstd;
-  A* row_sums;    // Streamed: (rows, 2), mean(g) and mean(g * x_hat)
+  A* row_sums;  // Streamed: (rows, 2), mean(g) and mean(g * x_hat)
   ColumnSums<A> columns;
   int64_t rows, cols;
   int64_t slice_vectors;  // of a row, for each block that shares it
@@ -248,7 +248,8 @@ __global__ void __launch_bounds__(backward_block_threads, 1)
       if (a.grad_sum.data != nullptr) {  // on its way while the row is reduced
 #pragma unroll
         for (int k = 0; k < vectors_kept; ++k)
-          grad_sum[k] = Row<typename Vector::S, N, A>(a.grad_sum, row).template load<Access::Once>(index_of(k), slice.limit);
+          grad_sum[k] =
+              Row<typename Vector::S, N, A>(a.grad_sum, row).template load<Access::Once>(index_of(k), slice.limit);
       }
     } else {
       for (int local = int(threadIdx.x); local < slice.vectors; local += int(blockDim.x)) {
@@ -262,13 +263,15 @@ __global__ void __launch_bounds__(backward_block_threads, 1)
 #pragma unroll
         for (int p = 0; p < pieces; ++p) {
           unpack(piece(0, p, local), reinterpret_cast<A(&)[piece_size]>(sum_weight[p * piece_size]));
-          if constexpr (CENTERED) unpack(piece(1, p, local), reinterpret_cast<A(&)[piece_size]>(sum_bias[p * piece_size]));
+          if constexpr (CENTERED)
+            unpack(piece(1, p, local), reinterpret_cast<A(&)[piece_size]>(sum_bias[p * piece_size]));
         }
         vector.add_to_columns(sum_weight, sum_bias);
 #pragma unroll
         for (int p = 0; p < pieces; ++p) {
           piece(0, p, local) = pack<A>(reinterpret_cast<A(&)[piece_size]>(sum_weight[p * piece_size]));
-          if constexpr (CENTERED) piece(1, p, local) = pack<A>(reinterpret_cast<A(&)[piece_size]>(sum_bias[p * piece_size]));
+          if constexpr (CENTERED)
+            piece(1, p, local) = pack<A>(reinterpret_cast<A(&)[piece_size]>(sum_bias[p * piece_size]));
         }
       }
     }
@@ -285,7 +288,8 @@ __global__ void __launch_bounds__(backward_block_threads, 1)
       for (int local = int(threadIdx.x); local - int(threadIdx.x) < slice.vectors; local += int(blockDim.x)) {
         const int index = slice.first + local;
         a.weight.template load<X>(index, slice.limit, A(1), weight);
-        if (a.grad_sum.data != nullptr) grad_sum[0] = Row<typename Vector::S, N, A>(a.grad_sum, row).template load<Access::Once>(index, slice.limit);
+        if (a.grad_sum.data != nullptr)
+          grad_sum[0] = Row<typename Vector::S, N, A>(a.grad_sum, row).template load<Access::Once>(index, slice.limit);
         const Vector vector(h_row.template load<Access::Cached>(index, slice.limit),
                             grad_y_row.template load<Access::Cached>(index, slice.limit), mean, rstd);
         vector.store(a, row, index, slice.limit, weight, rstd, mean_g, mean_g_x_hat, grad_sum[0], 32);

@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(stream_threads) row_backward_sums(const RowBac
       A weight[N];
       a.weight.template load<X>(index, a.cols, A(1), weight);
       const Vector vector(h_row.template load<Access::Cached>(index, a.cols),
-                                                     grad_y_row.template load<Access::Cached>(index, a.cols), mean, rstd);
+                          grad_y_row.template load<Access::Cached>(index, a.cols), mean, rstd);
       vector.add_to_row_sums(weight, sums[0], sums[K - 1]);
     }
     reduce(sums);
@@ -52,11 +52,12 @@ __global__ void __launch_bounds__(column_threads, column_blocks)
   a.weight.template load<X>(index, a.cols, A(1), weight);
   for (int64_t row = partial_row; row < a.rows; row += partial_rows) {
     typename Vector::RawStored grad_sum{};
-    if (a.grad_sum.data != nullptr) grad_sum = Row<typename Vector::S, N, A>(a.grad_sum, row).template load<Access::Once>(index, a.cols);
+    if (a.grad_sum.data != nullptr)
+      grad_sum = Row<typename Vector::S, N, A>(a.grad_sum, row).template load<Access::Once>(index, a.cols);
     const A rstd = load_cached(a.rstd + row);
     const Vector vector(Row<typename Vector::S, N, A>(a.h, row).template load<Access::Once>(index, a.cols),
-                                                   Row<Y, N, A>(a.grad_y, row).template load<Access::Once>(index, a.cols),
-                                                   CENTERED ? load_cached(a.mean + row) : A(0), rstd);
+                        Row<Y, N, A>(a.grad_y, row).template load<Access::Once>(index, a.cols),
+                        CENTERED ? load_cached(a.mean + row) : A(0), rstd);
     vector.add_to_columns(grad_weight, grad_bias);
     vector.store(a, row, index, a.cols, weight, rstd, load_cached(a.row_sums + 2 * row + 1),
                  load_cached(a.row_sums + 2 * row), grad_sum, 32);

@@ -47,7 +47,8 @@ struct Source {
   using RawResidual = typename Row<S, N, A>::Raw;
 
   Source() = default;
-  __device__ __forceinline__ Source(const RowForwardArguments<A>& a, int64_t row) : x(a.x, row), add(a.residual.data != nullptr) {
+  __device__ __forceinline__ Source(const RowForwardArguments<A>& a, int64_t row)
+      : x(a.x, row), add(a.residual.data != nullptr) {
     if (add) residual = {a.residual, row}, sum = {a.sum, row};
   }
   static __device__ __forceinline__ Packed<H> kept(const Row<X, N, A>& x, const Raw& raw) {
@@ -189,7 +190,8 @@ __global__ void __launch_bounds__(forward_warp_threads, forward_warp_blocks)
 }
 
 template <class X, class H, class Y, bool CENTERED, Residency RESIDENCY>
-__global__ void __launch_bounds__(forward_block_threads) row_forward_block(const RowForwardArguments<Accumulator<H>> a) {
+__global__ void __launch_bounds__(forward_block_threads)
+    row_forward_block(const RowForwardArguments<Accumulator<H>> a) {
   using A = Accumulator<H>;
   using RawResidual = typename Source<X, H>::RawResidual;
   constexpr int N = Packed<H>::size;
@@ -235,7 +237,8 @@ __global__ void __launch_bounds__(forward_block_threads) row_forward_block(const
         const Index index = slice.first + local;
         const auto raw = source.x.template load<Access::Once>(index, slice.limit);
         const Packed<H> packed =
-            source.add ? source.added(raw, source.residual.template load<Access::Once>(index, slice.limit), index, slice.limit, 32)
+            source.add ? source.added(raw, source.residual.template load<Access::Once>(index, slice.limit), index,
+                                      slice.limit, 32)
                        : source.kept(source.x, raw);
         if (local < kept) shared[local] = packed;
       }
@@ -267,7 +270,8 @@ __global__ void __launch_bounds__(forward_block_threads) row_forward_block(const
       A weight[N], bias[N];
       a.weight.template load<X>(index, slice.limit, A(1), weight);
       if constexpr (CENTERED) a.bias.template load<X>(index, slice.limit, A(0), bias);
-      normalize_vector<CENTERED>(packed, Row<Y, N, A>(a.y, row), index, slice.limit, mean[0], rstd[0], weight, bias, 32);
+      normalize_vector<CENTERED>(packed, Row<Y, N, A>(a.y, row), index, slice.limit, mean[0], rstd[0], weight, bias,
+                                 32);
     });
     if (threadIdx.x == 0 && Cluster::rank() == 0) {
       if (CENTERED && a.mean != nullptr) store(a.mean + row, mean[0]);

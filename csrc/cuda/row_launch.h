@@ -37,7 +37,8 @@ inline int64_t slice_vectors(int64_t cols, DType kept, int cluster) {
 // ---- forward
 
 template <bool CENTERED, class X, class H, class Y>
-void launch_row_forward(const RowForwardArguments<Accumulator<H>>& arguments, const RowPlan& plan, cudaStream_t stream) {
+void launch_row_forward(const RowForwardArguments<Accumulator<H>>& arguments, const RowPlan& plan,
+                        cudaStream_t stream) {
   LaunchConfig config;
   config.grid = dim3(unsigned(plan.blocks));
   config.block = dim3(unsigned(plan.threads));
@@ -45,8 +46,8 @@ void launch_row_forward(const RowForwardArguments<Accumulator<H>>& arguments, co
   config.cluster = unsigned(plan.cluster);
   if (plan.residency == Residency::Warp) {
     config.name = "row_forward_warp";
-    const auto kernel = plan.vectors == 1 ? row_forward_warp<X, H, Y, CENTERED, 1>
-                                          : row_forward_warp<X, H, Y, CENTERED, warp_vectors>;
+    const auto kernel =
+        plan.vectors == 1 ? row_forward_warp<X, H, Y, CENTERED, 1> : row_forward_warp<X, H, Y, CENTERED, warp_vectors>;
     launch(kernel, config, stream, arguments, unsigned(plan.lanes));
   } else {
     config.name = "row_forward_block";
@@ -112,7 +113,8 @@ int64_t row_norm_backward_workspace(const RowNormBackward& a) {
 }
 
 template <bool CENTERED, class X, class H, class Y>
-void launch_row_backward(const RowBackwardArguments<Accumulator<H>>& arguments, const RowPlan& plan, cudaStream_t stream) {
+void launch_row_backward(const RowBackwardArguments<Accumulator<H>>& arguments, const RowPlan& plan,
+                         cudaStream_t stream) {
   LaunchConfig config;
   config.block = dim3(unsigned(plan.threads));
   if (plan.residency == Residency::Streamed) {

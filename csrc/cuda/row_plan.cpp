@@ -108,17 +108,17 @@ RowPlan plan_row_backward(const RowProblem& problem, const DeviceLimits& device)
   plan.cluster = int(std::min<int64_t>(wanted, device.cluster_blocks));
   const int64_t slice = ceil_div(vectors, plan.cluster);
   const int sums = problem.centered ? 2 : 1;
-  const int64_t kept_bytes = slice * (2 * 16 + sums * columns * size_of(accumulator_of(problem.kept)));
+  const int64_t sum_bytes = slice * sums * columns * size_of(accumulator_of(problem.kept));
   int64_t blocks_per_multiprocessor = 1;
   if (slice <= block_vectors) {
     plan.residency = Residency::Registers;
     plan.vectors = register_vectors;
     plan.threads = int(whole_warps(ceil_div(slice, plan.vectors)));
     blocks_per_multiprocessor = backward_block_threads / plan.threads;
-  } else if (kept_bytes <= device.shared_bytes - reduction_bytes) {
+  } else if (sum_bytes <= device.shared_bytes - reduction_bytes) {
     plan.residency = Residency::Shared;
     plan.threads = backward_block_threads;
-    plan.shared_bytes = kept_bytes;
+    plan.shared_bytes = sum_bytes;
   } else {
     plan.residency = Residency::Streamed;
     plan.cluster = 1;
@@ -126,7 +126,8 @@ RowPlan plan_row_backward(const RowProblem& problem, const DeviceLimits& device)
     plan.kept_vectors = 0;
     const int64_t tiles = ceil_div(vectors, column_threads);
     const int64_t blocks = int64_t(device.multiprocessors) * column_blocks;
-    plan.partial_rows = std::clamp<int64_t>(blocks / tiles, 1, std::min<int64_t>(std::max<int64_t>(problem.rows, 1), 65535));
+    plan.partial_rows =
+        std::clamp<int64_t>(blocks / tiles, 1, std::min<int64_t>(std::max<int64_t>(problem.rows, 1), 65535));
     plan.blocks = tiles * plan.partial_rows;
     return plan;
   }

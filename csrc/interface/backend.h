@@ -17,11 +17,11 @@ struct Backend {
 };
 
 namespace cpu {
-extern const Backend backend;      // csrc/cpu/backend.cpp
-const char* capability();          // "AVX512", "AVX2" or "DEFAULT": the instruction set chosen at load
+extern const Backend backend;  // csrc/cpu/backend.cpp
+const char* capability();      // "AVX512", "AVX2" or "DEFAULT": the instruction set chosen at load
 }  // namespace cpu
 namespace cuda {
-extern const Backend backend;      // csrc/cuda/backend.cpp; only in builds with CUDA
+extern const Backend backend;  // csrc/cuda/backend.cpp; only in builds with CUDA
 }  // namespace cuda
 
 }  // namespace torchfastnorm

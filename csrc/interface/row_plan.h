@@ -37,16 +37,16 @@ struct RowProblem {
 
 struct RowPlan {
   Residency residency;
-  int vectors;  // of 16 bytes, that a thread keeps in registers (Warp, Registers)
-  int lanes;    // threads that share a row (Warp)
-  int rows_in_flight;  // that a thread loads before it reduces (Warp)
-  int threads;  // per block
-  int cluster;  // blocks that share a row
-  int64_t blocks;          // of the grid; a multiple of `cluster`
-  int64_t shared_bytes;    // dynamic
-  int64_t kept_vectors;    // of a row that stay on the chip between the passes; all of them unless it is too long
-  int64_t partial_rows;    // backward: fp32 rows of partial grad_weight and grad_bias
-  bool cooperative;        // backward: the same launch finishes grad_weight and grad_bias after a grid barrier
+  int vectors;           // of 16 bytes, that a thread keeps in registers (Warp, Registers)
+  int lanes;             // threads that share a row (Warp)
+  int rows_in_flight;    // that a thread loads before it reduces (Warp)
+  int threads;           // per block
+  int cluster;           // blocks that share a row
+  int64_t blocks;        // of the grid; a multiple of `cluster`
+  int64_t shared_bytes;  // dynamic
+  int64_t kept_vectors;  // of a row that stay on the chip between the passes; all of them unless it is too long
+  int64_t partial_rows;  // backward: fp32 rows of partial grad_weight and grad_bias
+  bool cooperative;      // backward: the same launch finishes grad_weight and grad_bias after a grid barrier
 };
 
 RowPlan plan_row_forward(const RowProblem&, const DeviceLimits&);

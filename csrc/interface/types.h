@@ -6,14 +6,10 @@ namespace torchfastnorm {
 
 enum class DType : int8_t { Float, Double, Half, BFloat16 };
 
-constexpr int64_t size_of(DType type) {
-  return type == DType::Double ? 8 : type == DType::Float ? 4 : 2;
-}
+constexpr int64_t size_of(DType type) { return type == DType::Double ? 8 : type == DType::Float ? 4 : 2; }
 
 // Statistics and partial sums are kept in this type: double for double, float for everything else.
-constexpr DType accumulator_of(DType type) {
-  return type == DType::Double ? DType::Double : DType::Float;
-}
+constexpr DType accumulator_of(DType type) { return type == DType::Double ? DType::Double : DType::Float; }
 
 // A cudaStream_t; the CPU ignores it.
 using Stream = void*;

@@ -1,5 +1,6 @@
 // Division of a non-negative int32 by a number fixed for a whole launch: one multiply-high and one shift on a GPU,
-// where a 64-bit division costs a hundred instructions (Granlund and Montgomery 1994, "Division by invariant integers").
+// where a 64-bit division costs a hundred instructions (Granlund and Montgomery 1994, "Division by invariant
+// integers").
 #pragma once
 #include <cstdint>
 

@@ -51,7 +51,5 @@ RULES = (
     # Resident blocks that csrc/cuda/row_plan.cpp counts on: a cooperative launch with fewer fails.
     Rule("^row_forward_warp", "blocks", ">=", 5, "forward_warp_blocks in row_tiles.h"),
     Rule("^row_backward_warp", "blocks", ">=", 1, "backward_warp_blocks in row_tiles.h: the launch is cooperative"),
-    Rule(
-        "^row_backward_block", "registers", "<=", 128, "512 threads in all are to be resident, in blocks of any size"
-    ),
+    Rule("^row_backward_block", "registers", "<=", 128, "512 threads in all are to be resident, in blocks of any size"),
 )

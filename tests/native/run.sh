@@ -30,7 +30,9 @@ asan() {
   # shellcheck disable=SC2086
   TORCHFASTNORM_SIM=asan LD_PRELOAD="$(preload asan)" \
     ASAN_OPTIONS="detect_leaks=0:use_sigaltstack=0:detect_odr_violation=0" UBSAN_OPTIONS="print_stacktrace=1" \
-    "$PYTHON" -m pytest -n "$WORKERS" -p no:faulthandler --backend sim tests/test_*norm*.py $PYTEST_ARGS
+    "$PYTHON" -m pytest -n "$WORKERS" -p no:faulthandler --backend sim \
+    tests/test_layer_norm.py tests/test_rms_norm.py tests/test_row_norm_strides.py tests/test_row_norm_gradients.py \
+    tests/test_torch_samples.py tests/test_properties.py $PYTEST_ARGS
 }
 tsan() {
   "$PYTHON" tests/sim.py tsan
@@ -39,7 +41,8 @@ tsan() {
   # shellcheck disable=SC2086
   TORCHFASTNORM_SIM=tsan LD_PRELOAD="$(preload tsan)" OMP_NUM_THREADS=1 \
     TSAN_OPTIONS="ignore_noninstrumented_modules=1:exitcode=66" \
-    "$PYTHON" -m pytest -p no:xdist -p no:faulthandler --backend sim -m tsan tests $PYTEST_ARGS
+    "$PYTHON" -m pytest -p no:xdist -p no:faulthandler --backend sim -m tsan \
+    -k "not 10000 and not 40001 and not 200000 and not add_layer_norm" tests $PYTEST_ARGS
 }
 
 for step in "${@:-native plain asan tsan}"; do

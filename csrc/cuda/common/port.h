@@ -12,15 +12,17 @@
 
 namespace torchfastnorm::cuda {
 
-using cudasim::LaunchConfig;
 using cudasim::launch;
+using cudasim::LaunchConfig;
 
 }  // namespace torchfastnorm::cuda
 
 // Shared memory of a block: SHARED(float, partial, [32]) and, its size given at launch, DYNAMIC_SHARED(uint4, row).
-#define SHARED(type, name, ...)                                                  \
-  auto& name = ::cudasim::static_shared<std::type_identity_t<type __VA_ARGS__>>( \
-      [] { static const char key = 0; return static_cast<const void*>(&key); }())
+#define SHARED(type, name, ...)                                                      \
+  auto& name = ::cudasim::static_shared<std::type_identity_t<type __VA_ARGS__>>([] { \
+    static const char key = 0;                                                       \
+    return static_cast<const void*>(&key);                                           \
+  }())
 #define DYNAMIC_SHARED(type, name) type* name = ::cudasim::dyn_shared<type>()
 
 #else
@@ -33,7 +35,7 @@ using cudasim::launch;
 #include <string>
 
 #define SHARED(type, name, ...) __shared__ type name __VA_ARGS__
-#define DYNAMIC_SHARED(type, name)                                     \
+#define DYNAMIC_SHARED(type, name)                                    \
   extern __shared__ __align__(16) unsigned char tfn_dynamic_shared[]; \
   type* name = reinterpret_cast<type*>(tfn_dynamic_shared)
 
@@ -99,8 +101,8 @@ __device__ __forceinline__ T load_once(const T* p) {
   if constexpr (sizeof(T) == 16) {
     uint4 v;
     asm("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(p));
+        : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+        : "l"(p));
     return reinterpret_cast<const T&>(v);
   } else {
     return __ldg(p);

@@ -100,7 +100,8 @@ __device__ __forceinline__ T element(const Packed<T, N>& packed, int j) {  // j 
   return elements[j];
 }
 
-// The 16 bytes that begin `shift` bytes into (low, high); 0 < shift < 16. Selects, so that nothing is indexed at run time.
+// The 16 bytes that begin `shift` bytes into (low, high); 0 < shift < 16. Selects, so that nothing is indexed at run
+// time.
 __device__ __forceinline__ void shift_bytes(const uint32_t (&low)[4], const uint32_t (&high)[4], unsigned shift,
                                             uint32_t (&out)[4]) {
   uint32_t w[8];
