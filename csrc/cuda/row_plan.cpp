@@ -18,11 +18,20 @@ int64_t power_of_two_from(int64_t n) {
   while (power < n) power *= 2;
   return power;
 }
-// One vector a lane where a row has at most 32, else four.
-void share_a_warp(RowPlan& plan, int64_t vectors) {
+// Short rows: `lanes` threads a row, and a persistent grid of as many blocks as are resident, or as rows there are.
+int vectors_per_lane(int64_t vectors) { return vectors <= 32 ? 1 : cuda::warp_vectors; }
+
+RowPlan warp_plan(const RowProblem& problem, int64_t vectors, int rows_in_flight, int threads, int64_t resident) {
+  RowPlan plan{};
   plan.residency = Residency::Warp;
-  plan.vectors = vectors <= 32 ? 1 : cuda::warp_vectors;
+  plan.vectors = vectors_per_lane(vectors);
   plan.lanes = int(power_of_two_from(ceil_div(vectors, plan.vectors)));
+  plan.rows_in_flight = rows_in_flight;
+  plan.threads = threads;
+  plan.cluster = 1;
+  plan.blocks = std::min(ceil_div(problem.rows, int64_t(threads / plan.lanes) * rows_in_flight), resident);
+  plan.kept_vectors = vectors;
+  return plan;
 }
 
 }  // namespace
@@ -47,15 +56,9 @@ RowPlan plan_row_forward(const RowProblem& problem, const DeviceLimits& device) 
   plan.cluster = 1;
   plan.kept_vectors = vectors;
 
-  if (vectors <= 32 * warp_vectors) {
-    share_a_warp(plan, vectors);
-    plan.rows_in_flight = forward_rows_in_flight(plan.vectors);
-    plan.threads = forward_warp_threads;
-    const int64_t rows_per_block = int64_t(plan.threads / plan.lanes) * plan.rows_in_flight;
-    const int64_t resident = int64_t(device.multiprocessors) * forward_warp_blocks;
-    plan.blocks = std::min(ceil_div(problem.rows, rows_per_block), resident);
-    return plan;
-  }
+  if (vectors <= 32 * warp_vectors)
+    return warp_plan(problem, vectors, forward_rows_in_flight(vectors_per_lane(vectors)), forward_warp_threads,
+                     int64_t(device.multiprocessors) * forward_warp_blocks);
 
   // Blocks that share a row: as few as keep 32 KB each; 64 KB each rather than 16 blocks, of which few are resident.
   const int64_t block_vectors = int64_t(forward_block_threads) * forward_block_vectors;
@@ -93,12 +96,9 @@ RowPlan plan_row_backward(const RowProblem& problem, const DeviceLimits& device)
   plan.kept_vectors = vectors;
 
   if (vectors <= 32 * warp_vectors) {
-    share_a_warp(plan, vectors);
-    plan.rows_in_flight = backward_rows_in_flight(plan.vectors);
-    plan.threads = backward_warp_threads(plan.vectors);
-    const int64_t rows_per_block = int64_t(plan.threads / plan.lanes) * plan.rows_in_flight;
-    const int64_t resident = int64_t(device.multiprocessors) * backward_warp_blocks;
-    plan.blocks = std::min(ceil_div(problem.rows, rows_per_block), resident);
+    const int per_lane = vectors_per_lane(vectors);
+    plan = warp_plan(problem, vectors, backward_rows_in_flight(per_lane), backward_warp_threads(per_lane),
+                     int64_t(device.multiprocessors) * backward_warp_blocks);
     plan.partial_rows = plan.blocks;
     plan.cooperative = true;
     return plan;
