@@ -67,6 +67,7 @@ test: $(ENVIRONMENT)  ## the whole test suite
 
 native: $(ENVIRONMENT)  ## the CUDA kernels executed on the CPU: plainly, under sanitizers, with planted bugs
 	@$(REQUIRE) test
+	@if $(call HAS,nvcc); then $(call HAS,cuobjdump) || $(REQUIRE) cuobjdump; fi
 	@$(BUILD)
 	PYTHON="$(PYTHON)" tests/native/run.sh $(STEPS)
 
