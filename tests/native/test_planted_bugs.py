@@ -49,7 +49,7 @@ CAUGHT_BY: dict[str, dict[str, str]] = {
     "shared_size": {"error": "232449 bytes of dynamic shared memory, the device has 232448"},
     "cluster_size": {"error": "cluster of 8 blocks, the device allows 0"},
     "grid_of_whole_clusters": {"error": "the grid is not a multiple of the cluster"},
-    "cooperative_grid_fits": {"error": "a cooperative grid of 9 blocks, the device holds 8"},
+    "cooperative_grid_fits": {"error": "a cooperative grid of 3 blocks, the device holds 2"},
     "grid_sync_is_cooperative": {"error": "in a launch that is not cooperative"},
 }
 ORDERS = (("forward", 1), ("reverse", 1), ("random", 1), ("random", 2), ("random", 3))
