@@ -22,8 +22,8 @@ REGIMES = [  # columns of bfloat16 on an H100; kernel, block, cluster of forward
     (16384, ("row_forward_block", 512, 1), ("row_backward_block", 512, 2)),
     (65536, ("row_forward_block", 512, 4), ("row_backward_block", 512, 8)),
     (131072, ("row_forward_block", 512, 8), ("row_backward_block", 512, 16)),
-    (524288, ("row_forward_block", 1024, 16), ("row_backward_columns", 256, 1)),
-    (1048576, ("row_forward_block", 1024, 16), ("row_backward_columns", 256, 1)),
+    (524288, ("row_forward_block", 768, 16), ("row_backward_columns", 256, 1)),
+    (1048576, ("row_forward_block", 768, 16), ("row_backward_columns", 256, 1)),
 ]
 
 

@@ -223,7 +223,8 @@ __global__ void __launch_bounds__(backward_block_threads, 1)
       }
   }
 
-  for (int64_t row = sharer; row < a.rows; row += sharers) {
+  // 32 bits are enough: 2^32 rows of this length would be terabytes.
+  for (unsigned row = sharer; row < a.rows; row += sharers) {
     const Row<typename Vector::S, N, A> h_row(a.h, row);
     const Row<Y, N, A> grad_y_row(a.grad_y, row);
     const A mean = CENTERED ? load_cached(a.mean + row) : A(0);

@@ -190,7 +190,7 @@ __global__ void __launch_bounds__(forward_warp_threads, forward_warp_blocks)
 }
 
 template <class X, class H, class Y, bool CENTERED, Residency RESIDENCY>
-__global__ void __launch_bounds__(forward_block_threads)
+__global__ void __launch_bounds__(forward_block_threads, 1)
     row_forward_block(const RowForwardArguments<Accumulator<H>> a) {
   using A = Accumulator<H>;
   using RawResidual = typename Source<X, H>::RawResidual;
@@ -210,7 +210,8 @@ __global__ void __launch_bounds__(forward_block_threads)
   }
   const auto index_of = [&](int k) { return Index(slice.first + threadIdx.x + k * blockDim.x); };
 
-  for (int64_t row = blockIdx.x / Cluster::blocks(); row < a.rows; row += gridDim.x / Cluster::blocks()) {
+  // 32 bits are enough: 2^32 rows of this length would be terabytes.
+  for (unsigned row = blockIdx.x / Cluster::blocks(); row < a.rows; row += gridDim.x / Cluster::blocks()) {
     const Source<X, H> source(a, row);
     Packed<H> h[vectors];
     if constexpr (registers) {

@@ -60,7 +60,7 @@ RowPlan plan_row_forward(const RowProblem& problem, const DeviceLimits& device) 
     return warp_plan(problem, vectors, forward_rows_in_flight(vectors_per_lane(vectors)), forward_warp_threads,
                      int64_t(device.multiprocessors) * forward_warp_blocks);
 
-  // Blocks that share a row: as few as keep 32 KB each; 64 KB each rather than 16 blocks, of which few are resident.
+  // Blocks that share a row: as few as keep 32 KB each; 48 KB each rather than 16 blocks, of which few are resident.
   const int64_t block_vectors = int64_t(forward_block_threads) * forward_block_vectors;
   if (device.cluster_blocks > 1) {
     const int64_t wanted = power_of_two_from(ceil_div(vectors, forward_cluster_vectors));

@@ -15,9 +15,9 @@ constexpr int forward_warp_threads = 128;
 constexpr int forward_warp_blocks = 5;  // resident per multiprocessor (96 registers): 40 KB in flight
 constexpr int forward_rows_in_flight(int vectors) { return warp_vectors / vectors; }
 
-// Forward, Registers: 4 vectors a thread, packed as loaded, leave 64 registers enough for 1024 threads.
+// Forward, Registers: 4 vectors a thread, packed as loaded, fit in 80 registers without spilling: 768 threads.
 constexpr int forward_block_vectors = 4;
-constexpr int forward_block_threads = 1024;
+constexpr int forward_block_threads = 768;
 // A block of a cluster takes 32 KB of a row as long as 8 blocks are enough, so that two share a multiprocessor and
 // one loads while the other stores.
 constexpr int forward_cluster_vectors = 2048;

@@ -55,11 +55,23 @@ struct alignas(N * sizeof(T) < 16 ? N * sizeof(T) : 16) Packed {
 
 template <class T, int N, class A>
 __device__ __forceinline__ void unpack(const Packed<T, N>& packed, A (&values)[N]) {
+  // By words: an array of 16-bit elements would take a 32-bit register each.
   if constexpr (std::is_same_v<T, __nv_bfloat16> && N % 2 == 0) {  // the upper half of a float: one instruction each
 #pragma unroll
     for (int k = 0; k < N / 2; ++k) {
       values[2 * k] = A(__uint_as_float(packed.word[k] << 16));
       values[2 * k + 1] = A(__uint_as_float(packed.word[k] & 0xffff0000u));
+    }
+    return;
+  }
+  if constexpr (std::is_same_v<T, __half> && N % 2 == 0) {
+#pragma unroll
+    for (int k = 0; k < N / 2; ++k) {
+      __half2 pair;
+      memcpy(&pair, &packed.word[k], 4);
+      const float2 wide = __half22float2(pair);
+      values[2 * k] = A(wide.x);
+      values[2 * k + 1] = A(wide.y);
     }
     return;
   }
