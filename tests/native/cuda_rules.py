@@ -20,7 +20,12 @@ class Rule:
 
 # Functions that the compiler calls instead of an instruction. Any other is a broken rule: a single-precision division
 # or square root with its slow path in a hot loop costs more than the memory access it waits for.
-ALLOWED_CALLS: dict[str, str] = {}
+ALLOWED_CALLS = {
+    "div_u64": "the unrolled loop of column_finish counts its rounds: once for 32 columns",
+    "barrier_sync_0": "how code for sm_80 brings a warp together before a barrier",
+    "shflsync_bfly_p": "the same before a shuffle",
+    "shflsync_up_p": "the same before a shuffle",
+}
 ALLOWED_CALLS_IN_DOUBLE = {
     "dblrcp_rn_slowpath_v3": "1 / v: once a row",
     "dsqrt_rn_f64_mediumpath_v1": "sqrt(v): once a row",
