@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import torchfastnorm
-from torchfastnorm.explain import GPU, launch_plans
+from torchfastnorm.explain import GPU, GPUS, launch_plans
 
 IMITATED = GPU("imitated", 4, 227 * 1024, 16, 1e12)  # what sim.backend() pretends to be
 
@@ -46,6 +46,15 @@ def test_only_the_grid_depends_on_rows(cols, gpu):
 def test_a_device_without_clusters_gets_none():
     for cols in (5000, 50_000, 500_000):
         assert all(plan.cluster == 1 for plan in launch_plans("rms_norm", (8, cols), torch.float32, gpu="A100"))
+
+
+@pytest.mark.parametrize("gpu", ["A100", "H100", "RTX 5090"])
+def test_dynamic_and_static_shared_memory_fit_together(gpu):
+    """What the kernels declare statically (at most 2 KB forward, 10 KB backward) counts against the same limit."""
+    limit = GPUS[gpu].shared_bytes
+    for cols in (*range(5000, 70_000, 111), *range(70_000, 1_000_000, 1111)):
+        forward, backward = launch_plans("layer_norm", (8, cols), torch.float32, gpu=gpu)
+        assert forward.shared_bytes <= limit - 2048 and backward.shared_bytes <= limit - 10240
 
 
 SHAPES = [(37, 64), (9, 1024), (5, 4096), (3, 16384), (3, 65536)]

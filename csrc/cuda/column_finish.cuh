@@ -28,6 +28,7 @@ template <class A>
 __device__ __forceinline__ void finish_columns(const ColumnSums<A>& columns) {
   SHARED(A, part, [max_warps][32]);
   const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  const unsigned partial_rows = unsigned(columns.partial_rows);  // 64 bits would cost a division to unroll by
   const unsigned tiles = unsigned((columns.cols + 31) / 32);
   for (unsigned item = blockIdx.x; item < tiles * columns.sums; item += gridDim.x) {
     const int sum = item < tiles ? 0 : 1;
@@ -37,8 +38,7 @@ __device__ __forceinline__ void finish_columns(const ColumnSums<A>& columns) {
     A total = A(0);
     if (column < columns.cols) {
 #pragma unroll 4
-      for (int64_t row = warp; row < columns.partial_rows; row += warps)
-        total += load_written(columns.row(row, sum) + column);
+      for (unsigned row = warp; row < partial_rows; row += warps) total += load_written(columns.row(row, sum) + column);
     }
     part[warp][lane] = total;
     __syncthreads();

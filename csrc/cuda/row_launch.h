@@ -34,16 +34,21 @@ inline int64_t slice_vectors(int64_t cols, DType kept, int cluster) {
   return (cols + elements - 1) / elements;
 }
 
-// ---- forward
-
-template <bool CENTERED, class X, class H, class Y>
-void launch_row_forward(const RowForwardArguments<Accumulator<H>>& arguments, const RowPlan& plan,
-                        cudaStream_t stream) {
+inline LaunchConfig config_of(const RowPlan& plan) {
   LaunchConfig config;
   config.grid = dim3(unsigned(plan.blocks));
   config.block = dim3(unsigned(plan.threads));
   config.smem = size_t(plan.shared_bytes);
   config.cluster = unsigned(plan.cluster);
+  return config;
+}
+
+// ---- forward
+
+template <bool CENTERED, class X, class H, class Y>
+void launch_row_forward(const RowForwardArguments<Accumulator<H>>& arguments, const RowPlan& plan,
+                        cudaStream_t stream) {
+  LaunchConfig config = config_of(plan);
   if (plan.residency == Residency::Warp) {
     config.name = "row_forward_warp";
     const auto kernel =
@@ -115,22 +120,18 @@ int64_t row_norm_backward_workspace(const RowNormBackward& a) {
 template <bool CENTERED, class X, class H, class Y>
 void launch_row_backward(const RowBackwardArguments<Accumulator<H>>& arguments, const RowPlan& plan,
                          cudaStream_t stream) {
-  LaunchConfig config;
-  config.block = dim3(unsigned(plan.threads));
+  LaunchConfig config = config_of(plan);
   if (plan.residency == Residency::Streamed) {
     config.grid = dim3(unsigned(std::min<int64_t>(arguments.rows, 0x7fffffff)));
     config.block = dim3(stream_threads);
     config.name = "row_backward_sums";
     launch(row_backward_sums<X, H, Y, CENTERED>, config, stream, arguments);
     config.grid = dim3(unsigned(plan.blocks));
-    config.block = dim3(column_threads);
+    config.block = dim3(unsigned(plan.threads));
     config.name = "row_backward_columns";
     launch(row_backward_columns<X, H, Y, CENTERED>, config, stream, arguments);
     return;
   }
-  config.grid = dim3(unsigned(plan.blocks));
-  config.smem = size_t(plan.shared_bytes);
-  config.cluster = unsigned(plan.cluster);
   config.cooperative = arguments.finish;
   if (plan.residency == Residency::Warp) {
     config.name = "row_backward_warp";

@@ -75,7 +75,7 @@ RowPlan plan_row_forward(const RowProblem& problem, const DeviceLimits& device) 
   } else {
     plan.residency = Residency::Shared;
     plan.threads = forward_block_threads;
-    const int64_t kept = std::min<int64_t>(slice, (device.shared_bytes - reduction_bytes) / 16);
+    const int64_t kept = std::min<int64_t>(slice, (device.shared_bytes - forward_static_bytes) / 16);
     plan.shared_bytes = kept * 16;
     plan.kept_vectors = std::min(vectors, kept * plan.cluster);
   }
@@ -115,7 +115,7 @@ RowPlan plan_row_backward(const RowProblem& problem, const DeviceLimits& device)
     plan.vectors = register_vectors;
     plan.threads = int(whole_warps(ceil_div(slice, plan.vectors)));
     blocks_per_multiprocessor = backward_block_threads / plan.threads;
-  } else if (sum_bytes <= device.shared_bytes - reduction_bytes) {
+  } else if (sum_bytes <= device.shared_bytes - backward_static_bytes) {
     plan.residency = Residency::Shared;
     plan.threads = backward_block_threads;
     plan.shared_bytes = sum_bytes;

@@ -18,8 +18,8 @@ constexpr int forward_rows_in_flight(int vectors) { return warp_vectors / vector
 // Forward, Registers: 4 vectors a thread, packed as loaded, fit in 80 registers without spilling: 768 threads.
 constexpr int forward_block_vectors = 4;
 constexpr int forward_block_threads = 768;
-// A block of a cluster takes 32 KB of a row as long as 8 blocks are enough, so that two share a multiprocessor and
-// one loads while the other stores.
+// A block of a cluster takes 32 KB of a row as long as 8 blocks are enough: 512 threads, of which a multiprocessor
+// holds one block at more than 64 registers and two at fewer.
 constexpr int forward_cluster_vectors = 2048;
 
 // Backward keeps two tensors and two fp32 sums per column: what fits in 128 registers without spilling.
@@ -34,7 +34,9 @@ constexpr int column_threads = 256;
 constexpr int column_blocks = 3;  // per multiprocessor
 constexpr int stream_threads = 512;
 
-// Static shared memory of the reductions, at most.
-constexpr int reduction_bytes = 4096;
+// Static shared memory of the block kernels, at most (double; the backward's holds column_finish's too). It counts
+// against the same limit as dynamic shared memory; tests/native/cuda_rules.py compares both with what was compiled.
+constexpr int forward_static_bytes = 2048;
+constexpr int backward_static_bytes = 10240;
 
 }  // namespace torchfastnorm::cuda

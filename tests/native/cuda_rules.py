@@ -21,7 +21,6 @@ class Rule:
 # Functions that the compiler calls instead of an instruction. Any other is a broken rule: a single-precision division
 # or square root with its slow path in a hot loop costs more than the memory access it waits for.
 ALLOWED_CALLS = {
-    "div_u64": "the unrolled loop of column_finish counts its rounds: once for 32 columns",
     "barrier_sync_0": "how code for sm_80 brings a warp together before a barrier",
     "shflsync_bfly_p": "the same before a shuffle",
     "shflsync_up_p": "the same before a shuffle",
@@ -42,6 +41,7 @@ NOT_KNOWN = rf"^(?!{KNOWN_SPILL[1:]})"
 RULES = (
     Rule(NOT_KNOWN, "local", "==", 0, "a spill, or an array indexed at run time: traffic to memory"),
     Rule(NOT_KNOWN, "stack", "==", 0, "a spill, or an array indexed at run time: traffic to memory"),
+    Rule(KNOWN_SPILL, "local", "<=", 2, "more than what is known to be spilled"),
     Rule(KNOWN_SPILL, "stack", "<=", 8, "more than what is known to be spilled"),
     Rule("", "other calls", "==", 0, "a slow path; cuda_rules.py lists those that are allowed"),
     Rule("^(?!.*double)", "fp64", "==", 0, "double precision runs at 1/2 to 1/64 of the rate"),
@@ -59,6 +59,9 @@ RULES = (
     Rule(rf"^row_backward_\w+{HALF_IN}", "ldg128", ">=", 1, "h is read in 16-byte pieces"),
     Rule(rf"^row_backward_\w+{HALF_IN}", "ldg64", ">=", 1, "grad_y is read in 8-byte pieces"),
     # Resident blocks that csrc/cuda/row_plan.cpp counts on: a cooperative launch with fewer fails.
+    # Dynamic shared memory is planned beside at most this much (forward_static_bytes, backward_static_bytes).
+    Rule("^row_forward_block", "shared", "<=", 2048, "with the planned dynamic shared memory the launch would fail"),
+    Rule("^row_backward_block", "shared", "<=", 10240, "with the planned dynamic shared memory the launch would fail"),
     Rule("^row_forward_warp", "blocks", ">=", 5, "forward_warp_blocks in row_tiles.h"),
     Rule("^row_backward_warp", "blocks", ">=", 1, "backward_warp_blocks in row_tiles.h: the launch is cooperative"),
     Rule("^row_backward_block", "registers", "<=", 128, "512 threads in all are to be resident, in blocks of any size"),
