@@ -16,6 +16,18 @@ const Backend backend = {
     .rms_norm_forward = rms_norm_forward,
     .rms_norm_backward_workspace = rms_norm_backward_workspace,
     .rms_norm_backward = rms_norm_backward,
+    .batch_norm_forward_workspace = batch_norm_forward_workspace,
+    .batch_norm_forward = batch_norm_forward,
+    .batch_norm_backward_workspace = batch_norm_backward_workspace,
+    .batch_norm_backward = batch_norm_backward,
+    .group_norm_forward_workspace = group_norm_forward_workspace,
+    .group_norm_forward = group_norm_forward,
+    .group_norm_backward_workspace = group_norm_backward_workspace,
+    .group_norm_backward = group_norm_backward,
+    .instance_norm_forward_workspace = instance_norm_forward_workspace,
+    .instance_norm_forward = instance_norm_forward,
+    .instance_norm_backward_workspace = instance_norm_backward_workspace,
+    .instance_norm_backward = instance_norm_backward,
 };
 
 #if defined(TORCHFASTNORM_SIM)

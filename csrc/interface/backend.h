@@ -1,6 +1,9 @@
 // One table of functions per backend. The bindings call every op through it, so that the same binding, autograd
 // and Python drive the CPU code, the CUDA code, and (in tests) the CUDA code executed on the CPU.
 #pragma once
+#include "batch_norm.h"
+#include "group_norm.h"
+#include "instance_norm.h"
 #include "layer_norm.h"
 #include "rms_norm.h"
 
@@ -14,6 +17,18 @@ struct Backend {
   decltype(&cpu::rms_norm_forward) rms_norm_forward;
   decltype(&cpu::rms_norm_backward_workspace) rms_norm_backward_workspace;
   decltype(&cpu::rms_norm_backward) rms_norm_backward;
+  decltype(&cpu::batch_norm_forward_workspace) batch_norm_forward_workspace;
+  decltype(&cpu::batch_norm_forward) batch_norm_forward;
+  decltype(&cpu::batch_norm_backward_workspace) batch_norm_backward_workspace;
+  decltype(&cpu::batch_norm_backward) batch_norm_backward;
+  decltype(&cpu::group_norm_forward_workspace) group_norm_forward_workspace;
+  decltype(&cpu::group_norm_forward) group_norm_forward;
+  decltype(&cpu::group_norm_backward_workspace) group_norm_backward_workspace;
+  decltype(&cpu::group_norm_backward) group_norm_backward;
+  decltype(&cpu::instance_norm_forward_workspace) instance_norm_forward_workspace;
+  decltype(&cpu::instance_norm_forward) instance_norm_forward;
+  decltype(&cpu::instance_norm_backward_workspace) instance_norm_backward_workspace;
+  decltype(&cpu::instance_norm_backward) instance_norm_backward;
 };
 
 namespace cpu {

@@ -11,6 +11,9 @@ constexpr int64_t size_of(DType type) { return type == DType::Double ? 8 : type 
 // Statistics and partial sums are kept in this type: double for double, float for everything else.
 constexpr DType accumulator_of(DType type) { return type == DType::Double ? DType::Double : DType::Float; }
 
+// What may follow a norm of feature maps in the same kernel (math/activation.h).
+enum class Activation : int8_t { None, Relu, LeakyRelu, Elu, Silu, Gelu, GeluTanh };
+
 // A cudaStream_t; the CPU ignores it.
 using Stream = void*;
 
