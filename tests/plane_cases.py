@@ -171,7 +171,7 @@ def make_plane_case(
     masks = {"padding": padding_mask, "scattered": scattered_mask}
     if isinstance(mask, str):
         mask = masks[mask](shape, generator)
-    has_running = running and op is not GROUP_NORM and channels > 0
+    has_running = running and op is not GROUP_NORM
     case = PlaneCase(
         op,
         x=randn(shape, dtype, 1 + channel % 3 * 0.5, channel % 5 * 0.5 - 1 + sample % 3),
