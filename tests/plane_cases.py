@@ -80,6 +80,13 @@ class PlaneCase:
     eps: float = 1e-5
     activation: str = "none"
 
+    def with_update(self, batches: Tensor, momentum: float | None = None) -> Tensor:
+        """BatchNorm with a count of the batches, as the modules call it: momentum None is their cumulative average."""
+        x, *rest, eps = self.arguments[0]
+        rest[-1] = momentum
+        op = torch.ops.torchfastnorm.batch_norm_with_update
+        return op(x, *rest, eps, self.residual, self.activation, self.mask, batches)
+
     @property
     def arguments(self) -> tuple[list[Any], dict[str, Any]]:
         keywords: dict[str, Any] = {"activation": self.activation}

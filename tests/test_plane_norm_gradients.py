@@ -30,7 +30,7 @@ SMOOTH = ("none", "silu", "gelu", "gelu_tanh")  # the others have a kink, where 
 
 
 def small(op: PlaneOp, backend: TestBackend, shape: tuple[int, ...] = (2, 4, 3), **options: object) -> PlaneCase:
-    options = {"eps": 1e-2, "running": False, "residual": op is BATCH_NORM} | options
+    options = {"eps": 1e-2, "running": False, "residual": True} | options
     return make_plane_case(op, shape, torch.float64, **options, device=backend.device)
 
 
@@ -53,8 +53,7 @@ def check_both(case: PlaneCase, wanted: list[str] | None = None) -> None:
 
 def subsets(op: PlaneOp) -> list[dict[str, str]]:
     choices = {"x": (CONSTANT, WANTED), "weight": (ABSENT, CONSTANT, WANTED), "bias": (ABSENT, CONSTANT, WANTED)}
-    if op is BATCH_NORM:
-        choices["residual"] = (ABSENT, CONSTANT, WANTED)
+    choices["residual"] = (ABSENT, CONSTANT, WANTED) if op is BATCH_NORM else (CONSTANT, WANTED)
     every = (dict(zip(choices, states, strict=True)) for states in itertools.product(*choices.values()))
     return [states for states in every if WANTED in states.values()]
 
@@ -173,11 +172,12 @@ def test_gradients_accumulate(backend: TestBackend, op: PlaneOp, layout: str) ->
         torch.testing.assert_close(leaf.grad, 2 * once[f"grad_{name}"], rtol=0, atol=0)
 
 
-def test_a_resnet_block(backend: TestBackend) -> None:
-    """relu(bn(x) + x): both gradients flow into one x."""
-    case = make_plane_case(BATCH_NORM, (3, 6, 5, 7), activation="relu", device=backend.device)
+@all_ops
+def test_a_resnet_block(backend: TestBackend, op: PlaneOp) -> None:
+    """relu(norm(x) + x): both gradients flow into one x."""
+    case = make_plane_case(op, (3, 6, 5, 7), activation="relu", device=backend.device)
     grads = []
-    for function in (BATCH_NORM.function, BATCH_NORM.torch):
+    for function in (op.function, op.torch):
         x = case.x.detach().requires_grad_()
         arguments, keywords = case.replace(x=x, residual=x, running_mean=None, running_var=None).arguments
         (grad,) = torch.autograd.grad(function(*arguments, **keywords), x, case.grad_y)

@@ -57,7 +57,7 @@ def test_deterministic_from_run_to_run(
     backend: TestBackend, op: PlaneOp, layout: str, shape: tuple[int, ...], dtype: torch.dtype, threads: None
 ) -> None:
     torch.set_num_threads(3)
-    options = {"activation": "silu", "residual": op is BATCH_NORM, "layout": layout}
+    options = {"activation": "silu", "residual": True, "layout": layout}
     case = make_plane_case(op, shaped(backend, shape), dtype, **options, device=backend.device)
     first = evaluate(case)
     for _ in range(2):
@@ -131,7 +131,7 @@ def test_the_number_of_threads_does_not_matter(
 def test_addresses_do_not_matter(backend: TestBackend, op: PlaneOp, layout: str, dtype: torch.dtype) -> None:
     """Every distance from a 16-byte boundary, another one for each tensor; parameters and statistics too."""
     for shape in ((3, 6, 5, 7), (2, 24, 4, 4), (2, 3, 300)):
-        options = {"layout": layout, "residual": op is BATCH_NORM, "activation": "silu"}
+        options = {"layout": layout, "residual": True, "activation": "silu"}
         case = make_plane_case(op, shape, dtype, **options, device=backend.device)
         whole = evaluate(case)
         for offset in (1, 2, 3, 5, 8):
@@ -154,7 +154,7 @@ def test_the_order_of_threads_and_blocks_does_not_matter(
     backend: TestBackend, op: PlaneOp, layout: str, shape: tuple[int, ...]
 ) -> None:
     """Warps and blocks run in whatever order the hardware likes: all results keep their bits."""
-    options = {"layout": layout, "residual": op is BATCH_NORM, "activation": "relu"}
+    options = {"layout": layout, "residual": True, "activation": "relu"}
     case = make_plane_case(op, shaped(backend, shape), torch.bfloat16, **options, device=backend.device)
     forward = evaluate(case)
     for order, seed in (("reverse", 0), ("random", 1)):
@@ -224,15 +224,13 @@ def with_leaves(case: PlaneCase, *names: str) -> dict[str, Tensor]:
 @both_layouts
 def test_gradients_of_a_subset_are_the_same_bits(backend: TestBackend, op: PlaneOp, layout: str) -> None:
     """Which other gradients are wanted does not change one."""
-    residual = ("residual",) if op is BATCH_NORM else ()
     for activation in ("none", "relu"):
-        options = {"layout": layout, "residual": bool(residual), "activation": activation}
+        options = {"layout": layout, "residual": True, "activation": activation}
         case = make_plane_case(op, (3, 20, 7, 7), torch.bfloat16, **options, device=backend.device)
         full = evaluate(case)
-        for names in (("x",), ("weight",), ("bias",), residual, ("x", "bias"), (*residual, "weight")):
-            if names:
-                leaves = with_leaves(case, *names)
-                arguments, keywords = case.replace(**leaves).arguments
-                grads = torch.autograd.grad(op.function(*arguments, **keywords), list(leaves.values()), case.grad_y)
-                for name, grad in zip(names, grads, strict=True):
-                    assert_bitwise(name, grad, full[f"grad_{name}"])
+        for names in (("x",), ("weight",), ("bias",), ("residual",), ("x", "bias"), ("residual", "weight")):
+            leaves = with_leaves(case, *names)
+            arguments, keywords = case.replace(**leaves).arguments
+            grads = torch.autograd.grad(op.function(*arguments, **keywords), list(leaves.values()), case.grad_y)
+            for name, grad in zip(names, grads, strict=True):
+                assert_bitwise(name, grad, full[f"grad_{name}"])

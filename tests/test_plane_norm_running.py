@@ -189,10 +189,11 @@ def test_a_failed_call_writes_nothing(backend: TestBackend, op: PlaneOp, name: s
     running = {n: getattr(broken, n) for n in RUNNING}
     before = {n: t.clone() for n, t in running.items()}
     batches = torch.tensor(7, device=backend.device)
-    keywords = {"num_batches_tracked": batches} if op is BATCH_NORM else {}
-    arguments, others = broken.arguments
     with pytest.raises((RuntimeError, ValueError, TypeError)):
-        op.function(*arguments, **others, **keywords)
+        call(broken)
+    if op is BATCH_NORM:
+        with pytest.raises((RuntimeError, ValueError, TypeError)):
+            broken.with_update(batches)
     for n, t in running.items():
         assert t.is_meta or torch.equal(t, before[n])
         assert t._version == 0 or t is not getattr(case, n)
@@ -208,10 +209,8 @@ def test_cumulative_average(backend: TestBackend, layout: str) -> None:
     seen = []
     for seed in range(4):
         case = make_plane_case(BATCH_NORM, (3, 6, 5, 7), layout=layout, seed=seed, device=backend.device)
-        (x, *_, eps), _ = case.arguments
-        args = (case.weight, case.bias, True, None, eps)
-        BATCH_NORM.function(x, *running.values(), *args, num_batches_tracked=batches)
-        channels = x.double().transpose(0, 1).flatten(1)
+        case.replace(**running).with_update(batches)
+        channels = case.x.double().transpose(0, 1).flatten(1)
         seen.append((channels.mean(1), channels.var(1)))
         assert batches.item() == seed + 1 and batches.dtype == torch.int64
         for name, statistics in zip(RUNNING, zip(*seen, strict=True), strict=True):
@@ -223,10 +222,11 @@ def test_batches_are_counted(backend: TestBackend) -> None:
     """With a momentum too, once for each call in training, and not in evaluation."""
     case = make_plane_case(BATCH_NORM, (3, 6, 5, 7), device=backend.device)
     batches = torch.tensor(41, device=backend.device)
-    for batch_statistics, count in ((True, 42), (True, 43), (False, 43)):
-        arguments, keywords = case.replace(batch_statistics=batch_statistics).arguments
-        y = BATCH_NORM.function(*arguments, **keywords, num_batches_tracked=batches)
-        assert batches.item() == count and torch.isfinite(y).all()
+    for count in (42, 43):
+        case.with_update(batches, momentum=0.1)
+        assert batches.item() == count
+    case.replace(batch_statistics=False).with_update(batches)
+    assert batches.item() == 43
 
 
 @with_running

@@ -39,7 +39,7 @@ def embed(values: Tensor, size: tuple[int, ...], view: View) -> Tensor:
 
 
 def case_of(op: PlaneOp, shape: tuple[int, ...], backend: TestBackend, dtype: torch.dtype = torch.float32) -> PlaneCase:
-    options = {"residual": op is BATCH_NORM, "activation": "relu"}
+    options = {"residual": True, "activation": "relu"}
     return make_plane_case(op, shape, dtype, **options, device=backend.device)
 
 
@@ -175,7 +175,7 @@ def with_backward(case: PlaneCase) -> Callable[[], object]:
 @both_layouts
 @pytest.mark.parametrize("shape", ((3, 6, 5, 7), (2, 6, 9), (2, 4, 3, 2, 5), (2, 6, 1, 5)))
 def test_both_layouts_are_not_copied(backend: TestBackend, op: PlaneOp, layout: str, shape: tuple[int, ...]) -> None:
-    options = {"param_dtype": torch.float32, "residual": op is BATCH_NORM, "activation": "relu", "layout": layout}
+    options = {"param_dtype": torch.float32, "residual": True, "activation": "relu", "layout": layout}
     case = make_plane_case(op, shape, torch.bfloat16, **options, device=backend.device)
     assert copies(lambda: no_grad_call(case)) == []
     assert copies(with_backward(case)) == []

@@ -32,7 +32,7 @@ Run = Callable[..., Tensor]
 def small(backend: TestBackend, op: PlaneOp, form: str) -> PlaneCase:
     if form == "evaluation" and op not in (BATCH_NORM, INSTANCE_NORM):
         pytest.skip("GroupNorm has no evaluation")
-    options = {"eps": 1e-3, "running": False, "residual": op is BATCH_NORM} | FORMS[form]
+    options = {"eps": 1e-3, "running": False, "residual": True} | FORMS[form]
     return make_plane_case(op, (3, 4, 2, 3), torch.float64, **options, device=backend.device)
 
 
@@ -168,7 +168,7 @@ def test_gradcheck_forward_mode_and_batched(small: PlaneCase) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_composite_agrees_with_the_kernel(backend: TestBackend, op: PlaneOp, dtype: torch.dtype, layout: str) -> None:
     """vmap computes as the kernels do: fp32 inside, rounded once at the end."""
-    options = {"param_dtype": torch.float32, "running": False, "activation": "silu", "residual": op is BATCH_NORM}
+    options = {"param_dtype": torch.float32, "running": False, "activation": "silu", "residual": True}
     case = make_plane_case(op, (3, 6, 5, 4), dtype, layout=layout, **options, device=backend.device)
     run, leaves = of_leaves(case, op.function)
     mapped = vmap(run)(*[torch.stack([t, t / 2]) for t in leaves])

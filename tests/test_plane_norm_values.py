@@ -138,6 +138,7 @@ def test_activations(backend: TestBackend, op: PlaneOp, layout: str, activation:
     check(case.replace(weight=6 * case.weight))
 
 
+@pytest.mark.parametrize("op", (BATCH_NORM, GROUP_NORM), ids=str)
 @both_layouts
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("batch_statistics", (True, False), ids=("training", "eval"))
@@ -148,26 +149,30 @@ def test_activations(backend: TestBackend, op: PlaneOp, layout: str, activation:
 )
 def test_residual(
     backend: TestBackend,
+    op: PlaneOp,
     layout: str,
     activation: str,
     batch_statistics: bool,
     dtype: torch.dtype,
     residual_dtype: torch.dtype | bool,
 ) -> None:
-    """BN + add + activation, the residual's gradient in its own dtype."""
+    """Norm + add + activation, the residual's gradient in its own dtype."""
+    if op is GROUP_NORM and not batch_statistics:
+        pytest.skip("GroupNorm has no evaluation")
     options = {"residual": residual_dtype, "activation": activation, "batch_statistics": batch_statistics}
     case = make_plane_case(
-        BATCH_NORM, (3, 10, 7, 5), dtype, layout=layout, param_dtype=torch.float32, **options, device=backend.device
+        op, (3, 10, 7, 5), dtype, layout=layout, param_dtype=torch.float32, **options, device=backend.device
     )
     check_layout(case, check(case))
 
 
-@pytest.mark.parametrize("shape", ((4, 6), (2, 3, 1, 1), (3, 5, 2), (2, 3, 4, 5, 2), (2, 64, 17, 3), (1, 3, 40, 40)))
+@all_ops
+@pytest.mark.parametrize("shape", ((4, 6, 2), (2, 3, 1, 2), (3, 5, 2), (2, 3, 4, 5, 2), (2, 64, 17, 3), (1, 3, 40, 40)))
 @both_layouts
-def test_residual_shapes(backend: TestBackend, shape: tuple[int, ...], layout: str) -> None:
-    case = make_plane_case(BATCH_NORM, shape, layout=layout, residual=True, activation="relu", device=backend.device)
+def test_residual_shapes(backend: TestBackend, op: PlaneOp, shape: tuple[int, ...], layout: str) -> None:
+    case = make_plane_case(op, shape, layout=layout, residual=True, activation="relu", device=backend.device)
     check_layout(case, check(case))
-    low = make_plane_case(BATCH_NORM, shape, torch.bfloat16, layout=layout, residual=True, device=backend.device)
+    low = make_plane_case(op, shape, torch.bfloat16, layout=layout, residual=True, device=backend.device)
     results = check(low)
     assert_bitwise("grad_residual", results["grad_residual"], low.grad_y)
 
@@ -213,7 +218,7 @@ def test_empty(backend: TestBackend, op: PlaneOp, layout: str, shape: tuple[int,
     """As torch: an empty output, zero gradients of the parameters, running statistics as they were."""
     if op is GROUP_NORM and (not batch_statistics or shape[1] == 0):
         pytest.skip("GroupNorm has no running statistics; without channels it needs a number of groups of its own")
-    options = {"residual": op is BATCH_NORM, "activation": "relu", "batch_statistics": batch_statistics}
+    options = {"residual": True, "activation": "relu", "batch_statistics": batch_statistics}
     case = make_plane_case(op, shape, layout=layout, **options, device=backend.device)
     results = evaluate(case)
     for name, like in (("y", "x"), ("grad_x", "x"), ("grad_weight", "weight"), ("grad_bias", "bias")):

@@ -50,7 +50,7 @@ def apply(
     bias: Tensor | None,
     activation: str,
     mask: Tensor | None,
-    residual: Tensor | None = None,
+    residual: Tensor | None,
 ) -> Tensor:
     """activation((x - mean) / sqrt(variance + eps) * weight + bias + residual), 0 where mask does not count."""
     shape = (1, -1) + (1,) * (x.dim() - 2)

@@ -14,14 +14,16 @@ def group_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
     *,
+    residual: Tensor | None = None,
     activation: str = "none",
     mask: Tensor | None = None,
 ) -> Tensor:
-    """activation((x - mean) / sqrt(variance + eps) * weight + bias), computed in fp32 (fp64 for fp64), with the moments
+    """activation((x - mean) / sqrt(variance + eps) * weight + bias + residual), computed in fp32 (fp64 for fp64), with the moments
     of each sample's groups of consecutive channels, of the elements that ``mask`` counts."""
     x = widen(input, mask)
+    residual = None if residual is None else widen(residual.to(input.dtype), mask)
     grouped = x.unflatten(1, (num_groups, -1))
     grouped_mask = None if mask is None else mask.expand(len(x), 1, *x.shape[2:]).unsqueeze(1)
     mean, variance, _ = moments(grouped, list(range(2, grouped.dim())), grouped_mask)
     mean, variance = (t.expand(-1, -1, grouped.shape[2], *[1] * (x.dim() - 2)).flatten(1, 2) for t in (mean, variance))
-    return apply(x, mean, variance, eps, weight, bias, activation, mask).to(input.dtype)
+    return apply(x, mean, variance, eps, weight, bias, activation, mask, residual).to(input.dtype)
