@@ -12,8 +12,8 @@
 #include <ATen/ops/gelu_backward.h>
 #include <ATen/ops/leaky_relu.h>
 #include <ATen/ops/leaky_relu_backward.h>
+#include <ATen/ops/sigmoid.h>
 #include <ATen/ops/silu.h>
-#include <ATen/ops/silu_backward.h>
 #include <ATen/ops/threshold_backward.h>
 #include <ATen/ops/where.h>
 #include <c10/core/AutogradState.h>
@@ -50,8 +50,10 @@ Tensor through_activation(Activation activation, const Tensor& grad, const Tenso
       return at::leaky_relu_backward(grad, v, leaky_slope, /*self_is_result=*/false);
     case Activation::Elu:
       return at::elu_backward(grad, 1, 1, 1, /*is_result=*/false, v);
-    case Activation::Silu:
-      return at::silu_backward(grad, v);
+    case Activation::Silu: {  // at::silu_backward has no derivative of its own
+      const auto s = at::sigmoid(v);
+      return grad * (s * (1 + v * (1 - s)));
+    }
     case Activation::Gelu:
       return at::gelu_backward(grad, v);
     case Activation::GeluTanh:
