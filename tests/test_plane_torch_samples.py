@@ -149,13 +149,15 @@ def test_module_error_samples(backend: TestBackend, info: Any, training: bool) -
     if info.module_error_inputs_func is None:
         pytest.skip("PyTorch has no error samples for it")
     for error in info.module_error_inputs_func(info, backend.device, torch.float32, False, training):
-        sample, raised = error.module_error_input, []
+        sample, outcomes = error.module_error_input, []
         for module_class in (info.module_cls, getattr(torchfastnorm, info.module_cls.__name__)):
-            with pytest.raises(Exception) as caught:
+            try:
                 module = module_class(*sample.constructor_input.args, **sample.constructor_input.kwargs)
                 module.to(backend.device).train(training)(*sample.forward_input.args, **sample.forward_input.kwargs)
-            raised.append(type(caught.value))
-        assert raised[0] is raised[1]
+                outcomes.append(None)  # some are errors in training alone
+            except Exception as caught:
+                outcomes.append(type(caught))
+        assert outcomes[0] is outcomes[1] and (outcomes[0] is not None or not training)
 
 
 @all_modules
