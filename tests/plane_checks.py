@@ -140,7 +140,9 @@ def _scales(case: PlaneCase, work: torch.dtype) -> dict[str, Tensor]:
     if case.running_mean is not None and case.batch_statistics:
         unbiased = number / (number - 1).clamp_min(1)
         old, new = 1 - case.momentum, case.momentum
-        batch_mean, batch_var = magnitude, unbiased * (variance + eps * magnitude.square())
+        # fp64 has nothing wider: the means of blocks are rounded to it, and their distances carry that.
+        merging = magnitude * variance.sqrt() if work == torch.float64 else 0
+        batch_mean, batch_var = magnitude, unbiased * (variance + eps * magnitude.square() + merging)
         scales["running_mean"] = old * case.running_mean.abs() + new * batch_mean.mean(0).flatten()
         scales["running_var"] = old * case.running_var.abs() + new * batch_var.mean(0).flatten()
     return scales
