@@ -50,9 +50,9 @@ Tensor through_activation(Activation activation, const Tensor& grad, const Tenso
       return at::leaky_relu_backward(grad, v, leaky_slope, /*self_is_result=*/false);
     case Activation::Elu:
       return at::elu_backward(grad, 1, 1, 1, /*is_result=*/false, v);
-    case Activation::Silu: {  // at::silu_backward has no derivative of its own
+    case Activation::Silu: {  // silu_backward has no derivative
       const auto s = at::sigmoid(v);
-      return grad * (s * (1 + v * (1 - s)));
+      return grad * s * (1 + v * (1 - s));
     }
     case Activation::Gelu:
       return at::gelu_backward(grad, v);
@@ -110,6 +110,10 @@ class Planes {
   void update_running(const Tensor& mean, const Tensor& var) const {
     const at::NoGradGuard no_grad;
     const c10::AutoFwGradMode no_tangents(false);
+    const auto batched = [](const Tensor& t) { return t.key_set().has(c10::DispatchKey::FuncTorchBatched); };
+    TORCH_CHECK(!has(in_.running_mean) || !batched(mean) || (batched(*in_.running_mean) && batched(*in_.running_var)),
+                in_.name(), "(): under vmap every element of the batch would update the same running_mean and ",
+                "running_var; map over these too, or call without them (track_running_stats=False)");
     Tensor factor;
     if (has(in_.batches)) in_.batches->add_(1);
     if (!in_.momentum) factor = in_.batches->to(type_).reciprocal();
