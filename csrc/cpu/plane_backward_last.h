@@ -58,6 +58,7 @@ struct LastBackward {
   template <Follow FOLLOW, int ROWS>
   static __attribute__((noinline)) void accumulate(const Data& data, int64_t rows, int64_t stride, int64_t columns,
                                                    Parameters& p, Activation activation) {
+    const int64_t read_ahead = rows_ahead<T>(kReadAhead, ROWS, stride) * int64_t(sizeof(T));
     for (int64_t begin = 0; begin < rows * stride; begin += ROWS * stride)
       for_columns<A>(columns, [=, &data, &p](int64_t c, auto lanes) __attribute__((always_inline)) {
         const Vector<A> mean = load(p.mean + c, Whole{}), scale = load(p.scale + c, Whole{});
@@ -65,6 +66,8 @@ struct LastBackward {
         Vector<A> sum[2]{}, centered[2]{};
         repeat<ROWS>([&](auto row) __attribute__((always_inline)) {
           const int64_t i = begin + row * stride + c;
+          fetch_to_read(data.x + i, read_ahead);
+          fetch_to_read(data.grad_y + i, read_ahead);
           const Vector<A> d = load(data.x + i, lanes) - mean;
           const Vector<A> g = gradient<FOLLOW, A>(data.grad_y, data.residual, d, scale, bias, activation, i, lanes);
           sum[row % 2] += g;
@@ -78,6 +81,8 @@ struct LastBackward {
   template <Follow FOLLOW, int ROWS>
   static __attribute__((noinline)) void apply(const Data& data, int64_t rows, int64_t stride, int64_t columns,
                                               const Parameters& p, Activation activation) {
+    const int64_t read_ahead = rows_ahead<T>(kReadAhead, ROWS, stride) * int64_t(sizeof(T));
+    const int64_t write_ahead = rows_ahead<T>(kWriteAhead, ROWS, stride) * int64_t(sizeof(T));
     for (int64_t begin = 0; begin < rows * stride; begin += ROWS * stride)
       for_columns<A>(columns, [=, &data, &p](int64_t c, auto lanes) __attribute__((always_inline)) {
         const Vector<A> mean = load(p.mean + c, Whole{}), scale = load(p.scale + c, Whole{});
@@ -85,6 +90,9 @@ struct LastBackward {
         const Vector<A> of_d = load(p.of_d + c, Whole{}), constant = load(p.constant + c, Whole{});
         repeat<ROWS>([&](auto row) __attribute__((always_inline)) {
           const int64_t i = begin + row * stride + c;
+          fetch_to_read(data.x + i, read_ahead);
+          fetch_to_read(data.grad_y + i, read_ahead);
+          fetch_to_write(data.grad_x, data.grad_x ? i * int64_t(sizeof(T)) + write_ahead : 0);
           const Vector<A> d = load(data.x + i, lanes) - mean;
           const Vector<A> g = gradient<FOLLOW, A>(data.grad_y, data.residual, d, scale, bias, activation, i, lanes);
           if (data.grad_residual) store(data.grad_residual + i, g, lanes);

@@ -22,7 +22,6 @@ struct FirstForward {
   template <bool MASKED>
   static __attribute__((noinline)) Moments block_moments(const Call& call, const PlaneBlock& block, int64_t x_ahead) {
     const T* const x = static_cast<const T*>(call.arguments->x) + block.begin;
-    const T* const y = static_cast<const T*>(call.arguments->y) + block.begin;
     const uint8_t* const mask = MASKED ? call.arguments->mask + block.mask_begin : nullptr;
     const int64_t stride = block.stride, mask_stride = block.mask_stride;
     // Masked, any element may not count: all are asked for the shift. Else the first ones are, from several planes
@@ -49,7 +48,6 @@ struct FirstForward {
                     [=](int64_t segment, int64_t c, auto lanes, Vector<A>* s) __attribute__((always_inline)) {
                       const T* const p = x + segment * stride + c;
                       fetch_to_read(p, x_ahead);
-                      fetch_to_write(y + segment * stride + c, 0);
                       Vector<A> d = keep(load(p, lanes) - center, lanes);
                       if constexpr (MASKED) d = counted<A>(mask + segment * mask_stride + c, d, lanes);
                       s[0] += d;
@@ -67,7 +65,7 @@ struct FirstForward {
       block.segments = 1;
     }
     const bool scattered = g.batch && g.spatial * int64_t(sizeof(T)) <= kShortPlane;
-    return block_moments<false>(call, block, scattered ? g.spatial * int64_t(sizeof(T)) : 0);
+    return block_moments<false>(call, block, scattered ? g.spatial * int64_t(sizeof(T)) : kReadAhead);
   }
 
   // One channel of the samples [begin, end), last first; a span of each plane.
@@ -87,6 +85,7 @@ struct FirstForward {
       const uint8_t* const mask = a.mask ? a.mask + sample * g.spatial + span.begin : nullptr;
       T* const y = static_cast<T*>(a.y) + offset;
       for_columns<A>(span.count, [=, &a](int64_t c, auto lanes) __attribute__((always_inline)) {
+        fetch_to_write(y + c, kWriteAhead);
         Vector<A> v = affine(Vector<A>(load(x + c, lanes) - mean), scale, bias);
         v = followed<FOLLOW, A>(v, residual, a.activation, c, lanes);
         if constexpr (FOLLOW == Follow::Anything)

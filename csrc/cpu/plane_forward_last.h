@@ -61,11 +61,13 @@ struct LastForward {
   template <int ROWS>
   static __attribute__((noinline)) void accumulate(const T* x, int64_t rows, int64_t stride, int64_t columns,
                                                    Tile& tile) {
+    const int64_t ahead = rows_ahead<T>(kReadAhead, ROWS, stride) * int64_t(sizeof(T));
     for (; rows > 0; rows -= ROWS, x += ROWS * stride)
-      for_columns<A>(columns, [&, x, stride](int64_t c, auto lanes) __attribute__((always_inline)) {
+      for_columns<A>(columns, [&, x, stride, ahead](int64_t c, auto lanes) __attribute__((always_inline)) {
         const Vector<A> shift = load(tile.shift + c, Whole{});
         Vector<A> sum[2]{}, square[2]{};
         repeat<ROWS>([&](auto row) __attribute__((always_inline)) {
+          fetch_to_read(x + row * stride + c, ahead);
           const Vector<A> d = load(x + row * stride + c, lanes) - shift;
           sum[row % 2] += d;
           square[row % 2] += d * d;
@@ -160,12 +162,16 @@ struct LastForward {
   template <Follow FOLLOW, int ROWS>
   static __attribute__((noinline)) void apply(const T* x, const T* residual, T* y, int64_t rows, int64_t stride,
                                               int64_t columns, const Parameters& p, Activation activation) {
+    const int64_t read_ahead = rows_ahead<T>(kReadAhead, ROWS, stride) * int64_t(sizeof(T));
+    const int64_t write_ahead = rows_ahead<T>(kWriteAhead, ROWS, stride) * int64_t(sizeof(T));
     for (int64_t begin = 0; begin < rows * stride; begin += ROWS * stride)
       for_columns<A>(columns, [=, &p](int64_t c, auto lanes) __attribute__((always_inline)) {
         const Vector<A> mean = load(p.mean + c, Whole{}), scale = load(p.scale + c, Whole{});
         const Vector<A> bias = load(p.bias + c, Whole{});
         repeat<ROWS>([&](auto row) __attribute__((always_inline)) {
           const int64_t i = begin + row * stride + c;
+          fetch_to_read(x + i, read_ahead);
+          fetch_to_write(y + i, write_ahead);
           const Vector<A> v = affine(Vector<A>(load(x + i, lanes) - mean), scale, bias);
           store(y + i, followed<FOLLOW, A>(v, residual, activation, i, lanes), lanes);
         });
