@@ -10,7 +10,8 @@ namespace torchfastnorm::cuda {
 
 inline bool is_empty(const PlaneShape& shape) { return shape.samples == 0 || shape.channels == 0 || shape.spatial == 0; }
 
-inline PlaneGeometry geometry_of(const PlaneShape& shape, Sets sets, const PlanePlan& plan, DType type, int kept) {
+inline PlaneGeometry geometry_of(const PlaneShape& shape, Sets sets, const PlanePlan& plan, DType type, int kept,
+                                 int staged) {
   const bool planes = plan.layout == Layout::ChannelsFirst, batch = sets == Sets::Batch;
   const int64_t size = size_of(type);
   if (planes && plan.entries >= int64_t(1) << 31)
@@ -27,6 +28,7 @@ inline PlaneGeometry geometry_of(const PlaneShape& shape, Sets sets, const Plane
   g.lanes = plan.lanes;
   g.slots_per_piece = plan.slots_per_piece;
   g.kept = kept;
+  g.staged = staged;
   g.aligned = planes ? shape.spatial * size % 16 == 0
                      : shape.channels * size % 16 == 0 && (plan.tile == shape.channels || plan.tile * size % 16 == 0);
   g.piece = plan.piece;

@@ -12,10 +12,8 @@ bool with_residual(const PlaneNormBackward& a) { return a.residual != nullptr &&
 
 PlanePlan plan_of(const PlaneNormBackward& a, Sets sets) {
   const bool ordered = a.batch_statistics && is_empty(a.shape);
-  PlanePlan plan = plan_plane_norm({a.shape, sets, a.type, a.batch_statistics, ordered, with_residual(a) ? 3 : 2},
+  return plan_plane_norm({a.shape, sets, a.type, a.batch_statistics, ordered, with_residual(a) ? 3 : 2, 0},
                                    device_limits());
-  if (plan.blocks == 0) plan.blocks = 1;
-  return plan;
 }
 
 bool wants_parameters(const PlaneNormBackward& a) { return a.grad_weight != nullptr || a.grad_bias != nullptr; }
@@ -40,14 +38,14 @@ int64_t plane_norm_backward_workspace(const PlaneNormBackward& a, Sets sets) {
 
 void plane_norm_backward(const PlaneNormBackward& a, Sets sets, Stream stream) {
   if (a.shape.channels == 0) return;
-  PlanePlan plan = plan_of(a, sets);
+  const PlanePlan plan = plan_of(a, sets);
   const Space space = space_of(a, sets, plan);
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   with_plane_kernel(a.type, plan, [&](auto* element, auto layout, auto team) {
     using T = std::remove_pointer_t<decltype(element)>;
     using A = Accumulator<T>;
     PlaneBackwardArguments<A> arguments{};
-    arguments.geometry = geometry_of(a.shape, sets, plan, a.type, with_residual(a) ? 3 : 2);
+    arguments.geometry = geometry_of(a.shape, sets, plan, a.type, with_residual(a) ? 3 : 2, 0);
     arguments.x = a.x;
     arguments.residual = a.residual;
     arguments.weight = {a.weight, a.param_type};

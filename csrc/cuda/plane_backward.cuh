@@ -68,32 +68,26 @@ struct PlaneBackward {
   const PlaneGeometry& g;
   const PlaneShared<T>& shared;
 
-  // The vectors of one slot.
-  struct Raw {
-    Packed<T> x, grad_y, residual;
-  };
   __device__ __forceinline__ bool with_residual() const {
     return a.residual != nullptr && a.activation != Activation::None;
   }
-  __device__ __forceinline__ Raw load(const Slot& s) const {
-    Raw raw;
-    raw.x = row_at<T>(a.x, s, g.aligned).template load<Access::Once>(s.index, s.limit);
-    raw.grad_y = row_at<T>(a.grad_y, s, g.aligned).template load<Access::Once>(s.index, s.limit);
-    raw.residual = Packed<T>{};
-    if (with_residual()) raw.residual = row_at<T>(a.residual, s, g.aligned).template load<Access::Once>(s.index, s.limit);
-    return raw;
-  }
-  __device__ __forceinline__ void keep(int ordinal, int k, const Raw& raw) const {
-    if (ordinal >= g.kept_rounds) return;
-    shared.kept(g, ordinal, 0, k) = raw.x;
-    shared.kept(g, ordinal, 1, k) = raw.grad_y;
-    if (with_residual()) shared.kept(g, ordinal, 2, k) = raw.residual;
-  }
-  __device__ __forceinline__ Raw kept_or_loaded(int ordinal, int k, const Slot& s) const {
-    if (ordinal >= g.kept_rounds) return load(s);
-    Raw raw{shared.kept(g, ordinal, 0, k), shared.kept(g, ordinal, 1, k), {}};
-    if (with_residual()) raw.residual = shared.kept(g, ordinal, 2, k);
-    return raw;
+  __device__ __forceinline__ void load(const Slab<T, LAYOUT, TEAM>& slab, int round, int ordinal) const {
+    const void* tensors[3] = {a.x, a.grad_y, a.residual};
+    Packed<T> vectors[2][plane_slots];
+#pragma unroll
+    for (int tensor = 0; tensor < 2; ++tensor) {
+#pragma unroll
+      for (int k = 0; k < plane_slots; ++k) {
+        const Slot s = slab.slot(round, k);
+        vectors[tensor][k] = row_at<T>(tensors[tensor], s, g.aligned).template load<Access::Once>(s.index, s.limit);
+      }
+    }
+    if (with_residual()) load_round(a.residual, slab, round, [&](int k) -> auto& { return shared.kept(g, ordinal, 2, k); });
+#pragma unroll
+    for (int tensor = 0; tensor < 2; ++tensor) {
+#pragma unroll
+      for (int k = 0; k < plane_slots; ++k) shared.kept(g, ordinal, tensor, k) = vectors[tensor][k];
+    }
   }
 
   __device__ __forceinline__ void coefficients(int64_t set, int channel, int j, Coefficients<A, count>& c) const {
@@ -103,15 +97,15 @@ struct PlaneBackward {
   }
 
   // x_hat and g of a slot; zero where an element does not count.
-  __device__ __forceinline__ void gradient(const Raw& raw, unsigned bits, const Coefficients<A, count>& c, A (&x_hat)[N],
-                                           A (&grad)[N]) const {
-    unpack(raw.x, x_hat);
-    unpack(raw.grad_y, grad);
+  __device__ __forceinline__ void gradient(int ordinal, int k, unsigned bits, const Coefficients<A, count>& c,
+                                           A (&x_hat)[N], A (&grad)[N]) const {
+    unpack(shared.kept(g, ordinal, 0, k), x_hat);
+    unpack(shared.kept(g, ordinal, 1, k), grad);
 #pragma unroll
     for (int j = 0; j < N; ++j) x_hat[j] = normalize(x_hat[j], pick(c.mean, j), pick(c.rstd, j));
     if (a.activation != Activation::None) {
-      A before[N];
-      unpack(raw.residual, before);
+      A before[N] = {};
+      if (with_residual()) unpack(shared.kept(g, ordinal, 2, k), before);
 #pragma unroll
       for (int j = 0; j < N; ++j) before[j] += affine(x_hat[j], pick(c.weight, j), pick(c.bias, j));
       with_activation(a.activation, [&](auto activation) {
@@ -153,50 +147,44 @@ struct PlaneBackward {
         if (local < slab.width) coefficients(first_set + slab.set_of(local), slab.channel + local, j, c);
       }
     }
+    const bool wanted = TEAM == Team::Cluster || a.table != nullptr;
     for (int round = 0; round < g.rounds; ++round) {
-      Raw raw[plane_slots];
-#pragma unroll
-      for (int k = 0; k < plane_slots; ++k) raw[k] = load(slab.slot(round, k));
-      A size[plane_slots] = {}, of_g[plane_slots] = {}, of_g_x_hat[plane_slots] = {};
-#pragma unroll
+      const int ordinal = first_ordinal + round;
+      load(slab, round, ordinal);
+      A of_piece[3] = {};  // g, g * x_hat, count
+#pragma unroll 1
       for (int k = 0; k < plane_slots; ++k) {
         const Slot s = slab.slot(round, k);
         const unsigned bits = counted<N, planes>(s, a.mask);
-        if (a.batch_statistics) keep(first_ordinal + round, k, raw[k]);
         if constexpr (planes) {
           if ((k == 0 || g.slots_per_piece == 1) && s.limit > 0) coefficients(first_set + s.set, s.channel, 0, c);
         }
         A x_hat[N], grad[N];
-        gradient(raw[k], bits, c, x_hat, grad);
+        gradient(ordinal, k, bits, c, x_hat, grad);
+        if (!a.batch_statistics) store_gradients(s, bits, c, x_hat, grad, none, none);
         if constexpr (planes) {
 #pragma unroll
-          for (int j = 0; j < N; ++j) of_g[k] += grad[j], of_g_x_hat[k] += grad[j] * x_hat[j];
-          size[k] = A(__popc(bits));
+          for (int j = 0; j < N; ++j) of_piece[0] += grad[j], of_piece[1] += grad[j] * x_hat[j];
+          of_piece[2] += A(__popc(bits));
+          if (!wanted || (g.slots_per_piece != 1 && k + 1 < plane_slots)) continue;
+          group_sum(of_piece, unsigned(g.lanes));
+          const uint32_t piece = slab.piece(round, k);
+          if (slab.lane == 0 && piece < slab.end) {
+            const Entry<A> e{of_piece[2], of_piece[0], of_piece[1], A(0)};
+            if (TEAM == Team::Cluster) shared.entries[piece - slab.first] = e;
+            const Slot first = slab.slot(round, g.slots_per_piece == 1 ? k : 0);
+            if (a.table != nullptr && first.limit > 0) store_entry(a.table + first.entry, e);
+          }
+          of_piece[0] = of_piece[1] = of_piece[2] = A(0);
         } else {
 #pragma unroll
           for (int j = 0; j < N; ++j) tile.g[j] += grad[j], tile.g_x_hat[j] += grad[j] * x_hat[j];
           tile.count += bits != 0 ? A(1) : A(0);
         }
-        if (!a.batch_statistics) store_gradients(s, bits, c, x_hat, grad, none, none);
-      }
-      if (a.table == nullptr && TEAM == Team::Grid) continue;  // nobody asks for the sums
-      if constexpr (planes) {
-        const bool joint = g.slots_per_piece != 1;
-        sum_pieces(of_g, joint, unsigned(g.lanes));
-        sum_pieces(of_g_x_hat, joint, unsigned(g.lanes));
-        if (a.mask != nullptr) sum_pieces(size, joint, unsigned(g.lanes));
-#pragma unroll
-        for (int k = 0; k < plane_slots; ++k) {
-          const uint32_t piece = slab.piece(round, k);
-          if (slab.lane != 0 || (joint && k > 0) || piece >= slab.end) continue;
-          if (TEAM == Team::Cluster) shared.entries[piece - slab.first] = {size[k], of_g[k], of_g_x_hat[k], A(0)};
-          const Slot s = slab.slot(round, k);
-          if (a.table != nullptr && s.limit > 0) store_entry(a.table + s.entry, {size[k], of_g[k], of_g_x_hat[k], A(0)});
-        }
       }
     }
     if constexpr (!planes) {
-      if (a.table == nullptr && TEAM == Team::Grid) return;
+      if (!wanted) return;
       finish_tile<T>(slab, tile, shared.tree, [&](int local, const Entry<A>& e) {
         if (TEAM == Team::Cluster) shared.entries[local] = e;
         if (a.table != nullptr) store_entry(a.table + slab.entry + local, e);
@@ -235,10 +223,9 @@ struct PlaneBackward {
       }
     }
     for (int round = g.rounds - 1; round >= 0; --round) {
-      Raw raw[plane_slots];
-#pragma unroll
-      for (int k = 0; k < plane_slots; ++k) raw[k] = kept_or_loaded(first_ordinal + round, k, slab.slot(round, k));
-#pragma unroll
+      const int ordinal = first_ordinal + round;
+      if (ordinal >= g.kept_rounds) load(slab, round, ordinal);
+#pragma unroll 1
       for (int k = 0; k < plane_slots; ++k) {
         const Slot s = slab.slot(round, k);
         if constexpr (planes) {
@@ -249,7 +236,7 @@ struct PlaneBackward {
         }
         const unsigned bits = counted<N, planes>(s, a.mask);
         A x_hat[N], grad[N];
-        gradient(raw[k], bits, c, x_hat, grad);
+        gradient(ordinal, k, bits, c, x_hat, grad);
         store_gradients(s, bits, c, x_hat, grad, mean_g, mean_g_x_hat);
       }
     }

@@ -93,30 +93,28 @@ struct TileMoments {
     for (int k = 0; k < plane_slots; ++k) rows += bits[k] != 0;
     if (rows == 0) return;
     const A share = A(1) / A(rows), total = count + A(rows), part = A(rows) / total, cross = count * part;
-    A v[plane_slots][N];
-#pragma unroll
-    for (int k = 0; k < plane_slots; ++k) unpack(x[k], v[k]);  // zero where it does not count
     if (count == A(0)) {
 #pragma unroll
       for (int j = 0; j < N; ++j) {
 #pragma unroll
-        for (int k = 0; k < plane_slots; ++k) anchor[j] += v[k][j];
+        for (int k = 0; k < plane_slots; ++k) anchor[j] += A(widen(element(x[k], j)));  // zero where it does not count
         anchor[j] *= share;
       }
     }
     count = total;
+    // A channel at a time: all values of the four rows at once would not fit in registers.
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-      A local = A(0), around = A(0);
+      A v[plane_slots], local = A(0), around = A(0);
 #pragma unroll
       for (int k = 0; k < plane_slots; ++k) {
-        v[k][j] = bits[k] != 0 ? v[k][j] - anchor[j] : A(0);
-        local += v[k][j];
+        v[k] = bits[k] != 0 ? A(widen(element(x[k], j))) - anchor[j] : A(0);
+        local += v[k];
       }
       local *= share;
 #pragma unroll
       for (int k = 0; k < plane_slots; ++k) {
-        const A d = bits[k] != 0 ? v[k][j] - local : A(0);
+        const A d = bits[k] != 0 ? v[k] - local : A(0);
         around += d * d;
       }
       const A distance = local - mean[j];

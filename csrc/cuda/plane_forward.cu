@@ -14,9 +14,8 @@ bool is_ordered(const PlaneNormForward& a, Sets sets) {
 }
 
 PlanePlan plan_of(const PlaneNormForward& a, Sets sets) {
-  PlanePlan plan = plan_plane_norm({a.shape, sets, a.type, a.batch_statistics, is_ordered(a, sets), 1}, device_limits());
-  if (plan.blocks == 0) plan.blocks = 1;  // an empty tensor has statistics too
-  return plan;
+  return plan_plane_norm({a.shape, sets, a.type, a.batch_statistics, is_ordered(a, sets), 1, a.residual != nullptr},
+                                   device_limits());
 }
 
 // The table of entries, then mean and rstd where the caller does not want them, then the variances of instances.
@@ -45,7 +44,7 @@ void plane_norm_forward(const PlaneNormForward& a, Sets sets, Stream stream) {
     using T = std::remove_pointer_t<decltype(element)>;
     using A = Accumulator<T>;
     PlaneForwardArguments<A> arguments{};
-    arguments.geometry = geometry_of(a.shape, sets, plan, a.type, 1);
+    arguments.geometry = geometry_of(a.shape, sets, plan, a.type, 1, a.residual != nullptr);
     arguments.x = a.x;
     arguments.residual = a.residual;
     arguments.weight = {a.weight, a.param_type};

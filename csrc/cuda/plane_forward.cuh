@@ -121,12 +121,6 @@ struct PlaneForward {
   const PlaneGeometry& g;
   const PlaneShared<T>& shared;
 
-  __device__ __forceinline__ Packed<T> kept_or_loaded(int ordinal, int k, const Slot& s) const {
-    if (ordinal < g.kept_rounds) return shared.kept(g, ordinal, 0, k);
-    Packed<T> x = row_at<T>(a.x, s, g.aligned).template load<Access::Once>(s.index, s.limit);
-    return x;
-  }
-
   // ---- moments of one slab
   __device__ __forceinline__ void moments(const Slab<T, LAYOUT, TEAM>& slab, int first_ordinal) const {
     TileMoments<A, planes ? 1 : N> tile;
@@ -143,7 +137,7 @@ struct PlaneForward {
         const Slot s = slab.slot(round, k);
         bits[k] = counted<N, planes>(s, a.mask);
         if (a.mask != nullptr) drop_uncounted(x[k], bits[k]);
-        if (first_ordinal + round < g.kept_rounds) shared.kept(g, first_ordinal + round, 0, k) = x[k];
+        shared.kept(g, first_ordinal + round, 0, k) = x[k];
       }
       if constexpr (planes) {
         A size[plane_slots], mean[plane_slots], squares[plane_slots];
@@ -219,28 +213,23 @@ struct PlaneForward {
       }
     }
     for (int round = g.rounds - 1; round >= 0; --round) {
-      Packed<T> x[plane_slots], residual[plane_slots] = {};
-#pragma unroll
-      for (int k = 0; k < plane_slots; ++k) {
-        const Slot s = slab.slot(round, k);
-        x[k] = kept_or_loaded(first_ordinal + round, k, s);
-        if (a.residual != nullptr)
-          residual[k] = row_at<T>(a.residual, s, g.aligned).template load<Access::Once>(s.index, s.limit);
-      }
-#pragma unroll
+      const int ordinal = first_ordinal + round;
+      if (ordinal >= g.kept_rounds) load_round(a.x, slab, round, [&](int k) -> auto& { return shared.kept(g, ordinal, 0, k); });
+      if (a.residual != nullptr) load_round(a.residual, slab, round, [&](int k) -> auto& { return shared.stage(k); });
+#pragma unroll 1
       for (int k = 0; k < plane_slots; ++k) {
         const Slot s = slab.slot(round, k);
         if constexpr (planes) {
           if ((k == 0 || g.slots_per_piece == 1) && s.limit > 0) coefficients(s.set, s.channel, 0, c);
         }
         A v[N];
-        unpack(x[k], v);
+        unpack(shared.kept(g, ordinal, 0, k), v);
 #pragma unroll
         for (int j = 0; j < N; ++j)
           v[j] = affine(normalize(v[j], pick(c.mean, j), pick(c.rstd, j)), pick(c.weight, j), pick(c.bias, j));
         if (a.residual != nullptr) {
           A more[N];
-          unpack(residual[k], more);
+          unpack(shared.stage(k), more);
 #pragma unroll
           for (int j = 0; j < N; ++j) v[j] += more[j];
         }

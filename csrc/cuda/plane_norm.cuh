@@ -76,7 +76,7 @@ struct PlaneGeometry {
   int channels, width;  // width: channels of a set
   int64_t set_count;
   Divisor channels_divisor, width_divisor;
-  int lanes, slots_per_piece, kept;
+  int lanes, slots_per_piece, kept, staged;
   bool aligned;  // every piece or row begins on a 16-byte boundary
   int64_t piece, slab, slabs, tasks, domains, domain_rows;
   int tile, tiles, sets_per_task, local_entries;
@@ -268,6 +268,7 @@ template <class T>
 struct PlaneShared {
   using A = Accumulator<T>;
   uint4* rounds;      // [round][tensor][slot][thread]: only their owner touches them
+  uint4* staged;      // [slot][thread]: one tensor of the round that apply is at
   Entry<A>* entries;  // of the slab
   Entry<A>* sets;     // of the task: what the combine step found
   Entry<A>* inbox;    // [block of the cluster][set], written by the other blocks
@@ -275,19 +276,39 @@ struct PlaneShared {
 
   __device__ __forceinline__ PlaneShared(const PlaneGeometry& g, unsigned char* bytes, bool cluster_team) {
     rounds = reinterpret_cast<uint4*>(bytes);
-    entries = reinterpret_cast<Entry<A>*>(rounds + int64_t(g.kept_rounds) * g.kept * plane_slots * blockDim.x);
+    staged = rounds + int64_t(g.kept_rounds + !cluster_team) * g.kept * plane_slots * blockDim.x;
+    entries = reinterpret_cast<Entry<A>*>(staged + g.staged * plane_slots * blockDim.x);
     sets = entries + (cluster_team ? g.local_entries : 0);
     inbox = sets + (cluster_team ? g.sets_per_task : 0);
     tree = reinterpret_cast<A*>(inbox + (cluster_team && Cluster::blocks() > 1 ? Cluster::blocks() * g.sets_per_task : 0));
   }
-  __device__ __forceinline__ Packed<T>& kept(const PlaneGeometry& g, int round, int tensor, int k) const {
-    return reinterpret_cast<Packed<T>*>(rounds)[((round * g.kept + tensor) * plane_slots + k) * int(blockDim.x) +
+  // `ordinal`: of a round among the block's; those that are not kept take the last place by turns.
+  __device__ __forceinline__ Packed<T>& kept(const PlaneGeometry& g, int ordinal, int tensor, int k) const {
+    const int place = ordinal < g.kept_rounds ? ordinal : g.kept_rounds;
+    return reinterpret_cast<Packed<T>*>(rounds)[((place * g.kept + tensor) * plane_slots + k) * int(blockDim.x) +
                                                 int(threadIdx.x)];
+  }
+  __device__ __forceinline__ Packed<T>& stage(int k) const {
+    return reinterpret_cast<Packed<T>*>(staged)[k * int(blockDim.x) + int(threadIdx.x)];
   }
 };
 
+// All vectors of a round are on their way before the first is put in its place: place(k) is where.
+template <class T, Layout LAYOUT, Team TEAM, class Place>
+__device__ __forceinline__ void load_round(const void* data, const Slab<T, LAYOUT, TEAM>& slab, int round, Place place) {
+  Packed<T> vectors[plane_slots];
+#pragma unroll
+  for (int k = 0; k < plane_slots; ++k) {
+    const Slot s = slab.slot(round, k);
+    vectors[k] = row_at<T>(data, s, slab.g.aligned).template load<Access::Once>(s.index, s.limit);
+  }
+#pragma unroll
+  for (int k = 0; k < plane_slots; ++k) place(k) = vectors[k];
+}
+
 // ---- activation of a vector
 
+// The compiler's copy of each activation is large: callers loop over slots without unrolling.
 template <class F>
 __device__ __forceinline__ void with_activation(Activation activation, F f) {
   switch (activation) {

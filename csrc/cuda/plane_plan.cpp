@@ -44,9 +44,8 @@ int64_t pieces_per_round(const PlanePlan& plan) {
 }
 int64_t rows_per_round(const PlanePlan& plan) { return plan.threads / plan.lanes * plane_slots; }
 
-int64_t round_bytes(const PlaneProblem& problem, const PlanePlan& plan) {
-  return int64_t(plan.threads) * plane_slots * 16 * problem.kept;
-}
+int64_t tensor_bytes(const PlanePlan& plan) { return int64_t(plan.threads) * plane_slots * 16; }
+int64_t round_bytes(const PlaneProblem& problem, const PlanePlan& plan) { return tensor_bytes(plan) * problem.kept; }
 
 // Shared memory of a cluster's block apart from its rounds.
 int64_t fixed_bytes(const Extent& extent, const PlanePlan& plan) {
@@ -70,7 +69,8 @@ bool share_task(const PlaneProblem& problem, const Extent& extent, const DeviceL
     plan.rounds = ceil_div(plan.slab, per_round);
     plan.kept_rounds = plan.rounds;
     plan.local_entries = plan.layout == Layout::ChannelsFirst ? plan.slab : plan.tile;
-    plan.shared_bytes = plan.rounds * round_bytes(problem, plan) + fixed_bytes(extent, plan);
+    plan.shared_bytes = plan.rounds * round_bytes(problem, plan) + problem.staged * tensor_bytes(plan) +
+                        fixed_bytes(extent, plan);
     if (plan.shared_bytes <= limit) return true;
   }
   return false;
@@ -107,16 +107,18 @@ bool plan_cluster(const PlaneProblem& problem, const Extent& extent, const Devic
   return true;
 }
 
-void plan_grid(const PlaneProblem& problem, const Extent& extent, const DeviceLimits& device, PlanePlan& plan) {
+// False where a block of that many threads has no room for the round that it reads again and what goes with it.
+bool plan_grid(const PlaneProblem& problem, const Extent& extent, const DeviceLimits& device, int threads,
+               PlanePlan& plan) {
   const PlaneShape& shape = problem.shape;
   const Layout layout = plan.layout;
   plan = {};
   plan.layout = layout;
   plan.team = Team::Grid;
-  plan.threads = grid_team_threads;
+  plan.threads = threads;
   plan.cluster = 1;
   plan.tasks = 1;
-  int64_t fixed = 0;
+  int64_t fixed = problem.staged * tensor_bytes(plan) + round_bytes(problem, plan);
   if (layout == Layout::ChannelsFirst) {
     cut_planes(problem, extent, plan);
     plan.slab = pieces_per_round(plan);
@@ -125,21 +127,23 @@ void plan_grid(const PlaneProblem& problem, const Extent& extent, const DeviceLi
   } else {
     plan.lanes = int(std::min<int64_t>(power_of_two_from(ceil_div(shape.channels, extent.vector)), grid_lanes));
     plan.tile = std::min<int64_t>(plan.lanes * extent.vector, shape.channels);
-    const int64_t rounds = ceil_div(std::max<int64_t>(extent.rows, 1), rows_per_round(plan));
+    const int64_t rows = std::max<int64_t>(extent.rows, 1), rounds = ceil_div(rows, rows_per_round(plan));
     plan.rounds = std::clamp<int64_t>(rounds / 64, least_slab_rounds, most_slab_rounds);
     plan.slab = plan.rounds * rows_per_round(plan);
-    plan.chunks = ceil_div(std::max<int64_t>(extent.rows, 1), plan.slab);
+    plan.chunks = ceil_div(rows, plan.slab);
     plan.slabs = extent.domains * plan.chunks * ceil_div(shape.channels, plan.tile);
     plan.entries = extent.domains * plan.chunks * shape.channels;
-    fixed = tree_bytes(int(extent.vector), extent.size, plan.threads);
+    fixed += tree_bytes(int(extent.vector), extent.size, plan.threads);
   }
-  plan.blocks = std::min<int64_t>(plan.slabs, device.multiprocessors);
+  const int64_t room = device.shared_bytes - plane_static_bytes - fixed;
+  if (room < 0) return false;
+  plan.blocks = std::clamp<int64_t>(plan.slabs, 1, device.multiprocessors);  // an empty tensor has statistics too
   plan.cooperative = problem.batch_statistics;
-  if (problem.batch_statistics) {
-    const int64_t room = (device.shared_bytes - plane_static_bytes - fixed) / round_bytes(problem, plan);
-    plan.kept_rounds = std::clamp<int64_t>(ceil_div(plan.slabs, std::max<int64_t>(plan.blocks, 1)) * plan.rounds, 0, room);
-  }
+  if (problem.batch_statistics)
+    plan.kept_rounds =
+        std::min(ceil_div(plan.slabs, plan.blocks) * plan.rounds, room / round_bytes(problem, plan));
   plan.shared_bytes = plan.kept_rounds * round_bytes(problem, plan) + fixed;
+  return true;
 }
 
 }  // namespace
@@ -157,7 +161,8 @@ PlanePlan plan_plane_norm(const PlaneProblem& problem, const DeviceLimits& devic
   // With one element a plane the two layouts are one: rows of all channels, or many planes of a sample at once.
   plan.layout = shape.spatial > 1 ? shape.layout : batch ? Layout::ChannelsLast : Layout::ChannelsFirst;
   if (problem.batch_statistics && !problem.ordered && plan_cluster(problem, extent, device, plan)) return plan;
-  plan_grid(problem, extent, device, plan);
+  int threads = grid_team_threads;
+  while (!plan_grid(problem, extent, device, threads, plan) && threads > 32) threads /= 2;
   return plan;
 }
 

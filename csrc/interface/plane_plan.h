@@ -24,7 +24,8 @@ struct PlaneProblem {
   DType type;
   bool batch_statistics;
   bool ordered;  // something must happen after every set is finished: Team::Grid
-  int kept;      // tensors that the last pass needs again: 1 forward, 2 or 3 backward
+  int kept;      // tensors that apply needs again: 1 forward, 2 or 3 backward
+  int staged;    // tensors that apply alone reads: forward's residual
 };
 
 struct PlanePlan {
@@ -42,7 +43,7 @@ struct PlanePlan {
   int64_t tile;          // ChannelsLast: channels of a slab
   int64_t slab;          // what a block works on at a time: pieces (ChannelsFirst) or rows (ChannelsLast)
   int64_t rounds;        // of a slab
-  int64_t kept_rounds;   // of a block, in shared memory
+  int64_t kept_rounds;   // of a block, in shared memory; Team::Grid has room for one more, read again each time
   int64_t sets_per_task;
   int64_t tasks;         // Team::Cluster
   int64_t slabs;         // Team::Grid: of the whole problem

@@ -315,7 +315,7 @@ void run_case(const Case& c, bool few) {
   const PlaneShape shape{c.samples, c.channels, c.spatial, c.groups, c.layout};
   const bool ordered = c.statistics && c.running && (c.sets == Instance || c.momentum < 0);
   const PlanePlan plan =
-      plan_plane_norm({shape, c.sets, c.type, c.statistics, ordered, 1}, cuda::device_limits());
+      plan_plane_norm({shape, c.sets, c.type, c.statistics, ordered, 1, c.residual}, cuda::device_limits());
   CHECK(plan.team == c.team) << c.what << ": another team";
   Run first = run(c, c.samples, true);
   if (few) return;
