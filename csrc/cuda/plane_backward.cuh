@@ -91,23 +91,23 @@ struct PlaneBackward {
   }
 
   __device__ __forceinline__ void coefficients(int64_t set, int channel, int j, Coefficients<A, count>& c) const {
-    c.mean[j] = load_cached(a.mean + set), c.rstd[j] = load_cached(a.rstd + set);
-    c.weight[j] = a.weight.at(channel, A(1));
+    c.mean[j] = load_cached(a.mean + set);
+    c.scale[j] = load_cached(a.rstd + set) * a.weight.at(channel, A(1));
     if (a.activation != Activation::None) c.bias[j] = a.bias.at(channel, A(0));
   }
 
-  // x_hat and g of a slot; zero where an element does not count.
+  // x - mean and g of a slot; zero where an element does not count.
   __device__ __forceinline__ void gradient(int ordinal, int k, unsigned bits, const Coefficients<A, count>& c,
-                                           A (&x_hat)[N], A (&grad)[N]) const {
-    unpack(shared.kept(g, ordinal, 0, k), x_hat);
+                                           A (&centered)[N], A (&grad)[N]) const {
+    unpack(shared.kept(g, ordinal, 0, k), centered);
     unpack(shared.kept(g, ordinal, 1, k), grad);
 #pragma unroll
-    for (int j = 0; j < N; ++j) x_hat[j] = normalize(x_hat[j], pick(c.mean, j), pick(c.rstd, j));
+    for (int j = 0; j < N; ++j) centered[j] -= pick(c.mean, j);
     if (a.activation != Activation::None) {
       A before[N] = {};
       if (with_residual()) unpack(shared.kept(g, ordinal, 2, k), before);
 #pragma unroll
-      for (int j = 0; j < N; ++j) before[j] += affine(x_hat[j], pick(c.weight, j), pick(c.bias, j));
+      for (int j = 0; j < N; ++j) before[j] += plane_affine(centered[j], pick(c.scale, j), pick(c.bias, j));
       with_activation(a.activation, [&](auto activation) {
 #pragma unroll
         for (int j = 0; j < N; ++j) grad[j] *= activation_slope(decltype(activation)::value, before[j]);
@@ -115,19 +115,18 @@ struct PlaneBackward {
     }
 #pragma unroll
     for (int j = 0; j < N; ++j)
-      if (!(bits >> j & 1)) x_hat[j] = grad[j] = A(0);
+      if (!(bits >> j & 1)) centered[j] = grad[j] = A(0);
   }
 
   __device__ __forceinline__ void store_gradients(const Slot& s, unsigned bits, const Coefficients<A, count>& c,
-                                                  const A (&x_hat)[N], const A (&grad)[N], const A (&mean_g)[count],
-                                                  const A (&mean_g_x_hat)[count]) const {
+                                                  const A (&centered)[N], const A (&grad)[N], const A (&slope)[count],
+                                                  const A (&offset)[count]) const {
     const unsigned lanes = g.lanes < 32 ? g.lanes : 32;
     if (a.grad_x != nullptr) {
       A v[N];
 #pragma unroll
       for (int j = 0; j < N; ++j) {
-        v[j] = input_gradient(grad[j] * pick(c.weight, j), x_hat[j], pick(c.rstd, j), pick(mean_g, j),
-                              pick(mean_g_x_hat, j));
+        v[j] = plane_gradient(grad[j], centered[j], pick(c.scale, j), pick(slope, j), pick(offset, j));
         if (!(bits >> j & 1)) v[j] = A(0);
       }
       row_at<T>(a.grad_x, s, g.aligned).store(s.index, s.limit, v, lanes);
@@ -151,7 +150,7 @@ struct PlaneBackward {
     for (int round = 0; round < g.rounds; ++round) {
       const int ordinal = first_ordinal + round;
       load(slab, round, ordinal);
-      A of_piece[3] = {};  // g, g * x_hat, count
+      A of_piece[3] = {};  // g, g * (x - mean), count
 #pragma unroll 1
       for (int k = 0; k < plane_slots; ++k) {
         const Slot s = slab.slot(round, k);
@@ -159,33 +158,35 @@ struct PlaneBackward {
         if constexpr (planes) {
           if ((k == 0 || g.slots_per_piece == 1) && s.limit > 0) coefficients(first_set + s.set, s.channel, 0, c);
         }
-        A x_hat[N], grad[N];
-        gradient(ordinal, k, bits, c, x_hat, grad);
-        if (!a.batch_statistics) store_gradients(s, bits, c, x_hat, grad, none, none);
+        A centered[N], grad[N];
+        gradient(ordinal, k, bits, c, centered, grad);
+        if (!a.batch_statistics) store_gradients(s, bits, c, centered, grad, none, none);
         if constexpr (planes) {
 #pragma unroll
-          for (int j = 0; j < N; ++j) of_piece[0] += grad[j], of_piece[1] += grad[j] * x_hat[j];
+          for (int j = 0; j < N; ++j) of_piece[0] += grad[j], of_piece[1] += grad[j] * centered[j];
           of_piece[2] += A(__popc(bits));
           if (!wanted || (g.slots_per_piece != 1 && k + 1 < plane_slots)) continue;
           group_sum(of_piece, unsigned(g.lanes));
           const uint32_t piece = slab.piece(round, k);
           if (slab.lane == 0 && piece < slab.end) {
-            const Entry<A> e{of_piece[2], of_piece[0], of_piece[1], A(0)};
-            if (TEAM == Team::Cluster) shared.entries[piece - slab.first] = e;
             const Slot first = slab.slot(round, g.slots_per_piece == 1 ? k : 0);
+            Entry<A> e{of_piece[2], of_piece[0], of_piece[1], A(0)};
+            if (first.limit > 0) e.second *= load_cached(a.rstd + first_set + first.set);
+            if (TEAM == Team::Cluster) shared.entries[piece - slab.first] = e;
             if (a.table != nullptr && first.limit > 0) store_entry(a.table + first.entry, e);
           }
           of_piece[0] = of_piece[1] = of_piece[2] = A(0);
         } else {
 #pragma unroll
-          for (int j = 0; j < N; ++j) tile.g[j] += grad[j], tile.g_x_hat[j] += grad[j] * x_hat[j];
+          for (int j = 0; j < N; ++j) tile.g[j] += grad[j], tile.g_centered[j] += grad[j] * centered[j];
           tile.count += bits != 0 ? A(1) : A(0);
         }
       }
     }
     if constexpr (!planes) {
       if (!wanted) return;
-      finish_tile<T>(slab, tile, shared.tree, [&](int local, const Entry<A>& e) {
+      finish_tile<T>(slab, tile, shared.tree, [&](int local, Entry<A> e) {
+        e.second *= load_cached(a.rstd + first_set + slab.set_of(local));
         if (TEAM == Team::Cluster) shared.entries[local] = e;
         if (a.table != nullptr) store_entry(a.table + slab.entry + local, e);
       });
@@ -201,25 +202,29 @@ struct PlaneBackward {
     return e;
   }
 
-  __device__ __forceinline__ void means(int local_set, A& mean_g, A& mean_g_x_hat) const {
+  // What (x - mean) is multiplied with, and what is added: interface/plane_norm.h's formula for grad_x, sorted.
+  __device__ __forceinline__ void set_terms(int64_t first_set, int set, A& slope, A& offset) const {
+    A mean_g, mean_g_x_hat;
     if (TEAM == Team::Cluster) {
-      mean_g = shared.sets[local_set].first, mean_g_x_hat = shared.sets[local_set].second;
+      mean_g = shared.sets[set].first, mean_g_x_hat = shared.sets[set].second;
     } else {
-      mean_g = load_written(a.set_means + 2 * int64_t(local_set));
-      mean_g_x_hat = load_written(a.set_means + 2 * int64_t(local_set) + 1);
+      mean_g = load_written(a.set_means + 2 * int64_t(set));
+      mean_g_x_hat = load_written(a.set_means + 2 * int64_t(set) + 1);
     }
+    const A rstd = load_cached(a.rstd + first_set + set);
+    slope = -rstd * rstd * mean_g_x_hat, offset = -rstd * mean_g;
   }
 
   __device__ __forceinline__ void apply(const Slab<T, LAYOUT, TEAM>& slab, int64_t first_set, int first_ordinal) const {
     Coefficients<A, count> c = {};
-    A mean_g[count] = {}, mean_g_x_hat[count] = {};
+    A slope[count] = {}, offset[count] = {};
     if constexpr (!planes) {
 #pragma unroll
       for (int j = 0; j < N; ++j) {
         const int local = int(slab.lane) * N + j;
         if (local >= slab.width) continue;
         coefficients(first_set + slab.set_of(local), slab.channel + local, j, c);
-        means(slab.set_of(local), mean_g[j], mean_g_x_hat[j]);
+        set_terms(first_set, slab.set_of(local), slope[j], offset[j]);
       }
     }
     for (int round = g.rounds - 1; round >= 0; --round) {
@@ -231,13 +236,13 @@ struct PlaneBackward {
         if constexpr (planes) {
           if ((k == 0 || g.slots_per_piece == 1) && s.limit > 0) {
             coefficients(first_set + s.set, s.channel, 0, c);
-            means(s.set, mean_g[0], mean_g_x_hat[0]);
+            set_terms(first_set, s.set, slope[0], offset[0]);
           }
         }
         const unsigned bits = counted<N, planes>(s, a.mask);
-        A x_hat[N], grad[N];
-        gradient(ordinal, k, bits, c, x_hat, grad);
-        store_gradients(s, bits, c, x_hat, grad, mean_g, mean_g_x_hat);
+        A centered[N], grad[N];
+        gradient(ordinal, k, bits, c, centered, grad);
+        store_gradients(s, bits, c, centered, grad, slope, offset);
       }
     }
   }

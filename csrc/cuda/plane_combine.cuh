@@ -151,20 +151,20 @@ struct TileMoments {
 template <class A, int N>
 struct TileSums {
   static constexpr int values = 2 * N + 1;
-  A count = A(0), g[N] = {}, g_x_hat[N] = {};
+  A count = A(0), g[N] = {}, g_centered[N] = {};
 
   __device__ __forceinline__ void write(A* to, unsigned stride) const {
     to[0] = count;
 #pragma unroll
-    for (int j = 0; j < N; ++j) to[(2 * j + 1) * stride] = g[j], to[(2 * j + 2) * stride] = g_x_hat[j];
+    for (int j = 0; j < N; ++j) to[(2 * j + 1) * stride] = g[j], to[(2 * j + 2) * stride] = g_centered[j];
   }
   __device__ __forceinline__ void merge(const A* from, unsigned stride) {
     count += from[0];
 #pragma unroll
-    for (int j = 0; j < N; ++j) g[j] += from[(2 * j + 1) * stride], g_x_hat[j] += from[(2 * j + 2) * stride];
+    for (int j = 0; j < N; ++j) g[j] += from[(2 * j + 1) * stride], g_centered[j] += from[(2 * j + 2) * stride];
   }
   __device__ __forceinline__ A first(int j) const { return g[j]; }
-  __device__ __forceinline__ A second(int j) const { return g_x_hat[j]; }
+  __device__ __forceinline__ A second(int j) const { return g_centered[j]; }
 };
 
 // The threads that own the same channels: the upper half hands its numbers to the lower one until one row is left.

@@ -191,16 +191,17 @@ struct PlaneForward {
   // ---- apply
 
   __device__ __forceinline__ void coefficients(int set, int channel, int j, Coefficients<A, count>& c) const {
+    A rstd;
     if (!a.batch_statistics) {
       const ChannelValues mean{a.running_mean, a.running_type}, variance{a.running_var, a.running_type};
       c.mean[j] = mean.at(channel, A(0));
-      c.rstd[j] = inverse_sqrt(variance.at(channel, A(0)) + a.eps);
+      rstd = inverse_sqrt(variance.at(channel, A(0)) + a.eps);
     } else if (TEAM == Team::Cluster) {
-      c.mean[j] = shared.sets[set].first, c.rstd[j] = shared.sets[set].second;
+      c.mean[j] = shared.sets[set].first, rstd = shared.sets[set].second;
     } else {
-      c.mean[j] = load_written(a.mean + set), c.rstd[j] = load_written(a.rstd + set);
+      c.mean[j] = load_written(a.mean + set), rstd = load_written(a.rstd + set);
     }
-    c.weight[j] = a.weight.at(channel, A(1)), c.bias[j] = a.bias.at(channel, A(0));
+    c.scale[j] = rstd * a.weight.at(channel, A(1)), c.bias[j] = a.bias.at(channel, A(0));
   }
 
   __device__ __forceinline__ void apply(const Slab<T, LAYOUT, TEAM>& slab, int first_ordinal) const {
@@ -226,7 +227,7 @@ struct PlaneForward {
         unpack(shared.kept(g, ordinal, 0, k), v);
 #pragma unroll
         for (int j = 0; j < N; ++j)
-          v[j] = affine(normalize(v[j], pick(c.mean, j), pick(c.rstd, j)), pick(c.weight, j), pick(c.bias, j));
+          v[j] = plane_affine(v[j] - pick(c.mean, j), pick(c.scale, j), pick(c.bias, j));
         if (a.residual != nullptr) {
           A more[N];
           unpack(shared.stage(k), more);

@@ -333,7 +333,7 @@ __device__ __forceinline__ void with_activation(Activation activation, F f) {
 
 template <class A, int N>
 struct Coefficients {
-  A mean[N], rstd[N], weight[N], bias[N];
+  A mean[N], scale[N], bias[N];  // scale = rstd * weight
 };
 template <class A, int COUNT>
 __device__ __forceinline__ A pick(const A (&values)[COUNT], int j) {  // the only one, or the j-th
