@@ -14,8 +14,8 @@ inline PlaneGeometry geometry_of(const PlaneShape& shape, Sets sets, const Plane
                                  int staged) {
   const bool planes = plan.layout == Layout::ChannelsFirst, batch = sets == Sets::Batch;
   const int64_t size = size_of(type);
-  if (planes && plan.entries >= int64_t(1) << 31)
-    throw std::runtime_error("torchfastnorm: 2^31 planes or more; use the channels_last memory format");
+  if ((planes && plan.entries >= int64_t(1) << 31) || plan.tasks >= int64_t(1) << 31 || plan.slabs >= int64_t(1) << 31)
+    throw std::runtime_error("torchfastnorm: 2^31 or more planes of a few elements each in one call; split the batch");
   PlaneGeometry g{};
   g.sets = sets;
   g.samples = shape.samples;
@@ -38,7 +38,7 @@ inline PlaneGeometry geometry_of(const PlaneShape& shape, Sets sets, const Plane
   g.domains = batch ? 1 : shape.samples;
   g.domain_rows = batch ? shape.samples * shape.spatial : shape.spatial;
   g.tile = int(plan.tile);
-  g.tiles = planes ? 1 : int((shape.channels + plan.tile - 1) / plan.tile);
+  g.tiles_divisor = Divisor(uint32_t(planes ? 1 : (shape.channels + plan.tile - 1) / plan.tile));
   g.sets_per_task = int(plan.sets_per_task);
   g.local_entries = int(plan.local_entries);
   g.rounds = int(plan.rounds);

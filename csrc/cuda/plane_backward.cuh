@@ -72,7 +72,7 @@ struct PlaneBackward {
     return a.residual != nullptr && a.activation != Activation::None;
   }
   __device__ __forceinline__ void load(const Slab<T, LAYOUT, TEAM>& slab, int round, int ordinal) const {
-    const void* tensors[3] = {a.x, a.grad_y, a.residual};
+    const void* const tensors[2] = {a.x, a.grad_y};
     Packed<T> vectors[2][plane_slots];
 #pragma unroll
     for (int tensor = 0; tensor < 2; ++tensor) {
@@ -82,18 +82,36 @@ struct PlaneBackward {
         vectors[tensor][k] = row_at<T>(tensors[tensor], s, g.aligned).template load<Access::Once>(s.index, s.limit);
       }
     }
-    if (with_residual()) load_round(a.residual, slab, round, [&](int k) -> auto& { return shared.kept(g, ordinal, 2, k); });
 #pragma unroll
     for (int tensor = 0; tensor < 2; ++tensor) {
 #pragma unroll
       for (int k = 0; k < plane_slots; ++k) shared.kept(g, ordinal, tensor, k) = vectors[tensor][k];
     }
+    // A third tensor on its way at the same time would not fit in registers.
+    if (with_residual()) load_round(a.residual, slab, round, [&](int k) -> auto& { return shared.kept(g, ordinal, 2, k); });
   }
 
-  __device__ __forceinline__ void coefficients(int64_t set, int channel, int j, Coefficients<A, count>& c) const {
-    c.mean[j] = load_cached(a.mean + set);
-    c.scale[j] = load_cached(a.rstd + set) * a.weight.at(channel, A(1));
-    if (a.activation != Activation::None) c.bias[j] = a.bias.at(channel, A(0));
+  __device__ __forceinline__ Coefficients<A, 1> coefficients(int64_t set, int channel) const {
+    Coefficients<A, 1> c = {};
+    c.mean[0] = load_cached(a.mean + set);
+    c.scale[0] = load_cached(a.rstd + set) * a.weight.at(channel, A(1));
+    if (a.activation != Activation::None) c.bias[0] = a.bias.at(channel, A(0));
+    return c;
+  }
+  // With what the set's sums make of it. `local_set` counts from `first_set`.
+  __device__ __forceinline__ Coefficients<A, 1> gradient_coefficients(int64_t first_set, int local_set,
+                                                                      int channel) const {
+    Coefficients<A, 1> c = coefficients(first_set + local_set, channel);
+    A mean_g, mean_g_x_hat;
+    if (TEAM == Team::Cluster) {
+      mean_g = shared.sets[local_set].first, mean_g_x_hat = shared.sets[local_set].second;
+    } else {
+      mean_g = load_written(a.set_means + 2 * int64_t(local_set));
+      mean_g_x_hat = load_written(a.set_means + 2 * int64_t(local_set) + 1);
+    }
+    const A rstd = load_cached(a.rstd + first_set + local_set);
+    c.slope[0] = -rstd * rstd * mean_g_x_hat, c.offset[0] = -rstd * mean_g;
+    return c;
   }
 
   // x - mean and g of a slot; zero where an element does not count.
@@ -119,14 +137,13 @@ struct PlaneBackward {
   }
 
   __device__ __forceinline__ void store_gradients(const Slot& s, unsigned bits, const Coefficients<A, count>& c,
-                                                  const A (&centered)[N], const A (&grad)[N], const A (&slope)[count],
-                                                  const A (&offset)[count]) const {
+                                                  const A (&centered)[N], const A (&grad)[N]) const {
     const unsigned lanes = g.lanes < 32 ? g.lanes : 32;
     if (a.grad_x != nullptr) {
       A v[N];
 #pragma unroll
       for (int j = 0; j < N; ++j) {
-        v[j] = plane_gradient(grad[j], centered[j], pick(c.scale, j), pick(slope, j), pick(offset, j));
+        v[j] = plane_gradient(grad[j], centered[j], pick(c.scale, j), pick(c.slope, j), pick(c.offset, j));
         if (!(bits >> j & 1)) v[j] = A(0);
       }
       row_at<T>(a.grad_x, s, g.aligned).store(s.index, s.limit, v, lanes);
@@ -138,14 +155,10 @@ struct PlaneBackward {
   __device__ __forceinline__ void sums(const Slab<T, LAYOUT, TEAM>& slab, int64_t first_set, int first_ordinal) const {
     TileSums<A, planes ? 1 : N> tile;
     Coefficients<A, count> c = {};
-    const A none[count] = {};
-    if constexpr (!planes) {
-#pragma unroll
-      for (int j = 0; j < N; ++j) {
-        const int local = int(slab.lane) * N + j;
-        if (local < slab.width) coefficients(first_set + slab.set_of(local), slab.channel + local, j, c);
-      }
-    }
+    if constexpr (!planes)
+      c = load_columns<3>(slab, shared, [&](int local) {
+        return coefficients(first_set + slab.set_of(local), slab.channel + local);
+      });
     const bool wanted = TEAM == Team::Cluster || a.table != nullptr;
     for (int round = 0; round < g.rounds; ++round) {
       const int ordinal = first_ordinal + round;
@@ -156,11 +169,11 @@ struct PlaneBackward {
         const Slot s = slab.slot(round, k);
         const unsigned bits = counted<N, planes>(s, a.mask);
         if constexpr (planes) {
-          if ((k == 0 || g.slots_per_piece == 1) && s.limit > 0) coefficients(first_set + s.set, s.channel, 0, c);
+          if ((k == 0 || g.slots_per_piece == 1) && s.limit > 0) c = coefficients(first_set + s.set, s.channel);
         }
         A centered[N], grad[N];
         gradient(ordinal, k, bits, c, centered, grad);
-        if (!a.batch_statistics) store_gradients(s, bits, c, centered, grad, none, none);
+        if (!a.batch_statistics) store_gradients(s, bits, c, centered, grad);
         if constexpr (planes) {
 #pragma unroll
           for (int j = 0; j < N; ++j) of_piece[0] += grad[j], of_piece[1] += grad[j] * centered[j];
@@ -202,31 +215,12 @@ struct PlaneBackward {
     return e;
   }
 
-  // What (x - mean) is multiplied with, and what is added: interface/plane_norm.h's formula for grad_x, sorted.
-  __device__ __forceinline__ void set_terms(int64_t first_set, int set, A& slope, A& offset) const {
-    A mean_g, mean_g_x_hat;
-    if (TEAM == Team::Cluster) {
-      mean_g = shared.sets[set].first, mean_g_x_hat = shared.sets[set].second;
-    } else {
-      mean_g = load_written(a.set_means + 2 * int64_t(set));
-      mean_g_x_hat = load_written(a.set_means + 2 * int64_t(set) + 1);
-    }
-    const A rstd = load_cached(a.rstd + first_set + set);
-    slope = -rstd * rstd * mean_g_x_hat, offset = -rstd * mean_g;
-  }
-
   __device__ __forceinline__ void apply(const Slab<T, LAYOUT, TEAM>& slab, int64_t first_set, int first_ordinal) const {
     Coefficients<A, count> c = {};
-    A slope[count] = {}, offset[count] = {};
-    if constexpr (!planes) {
-#pragma unroll
-      for (int j = 0; j < N; ++j) {
-        const int local = int(slab.lane) * N + j;
-        if (local >= slab.width) continue;
-        coefficients(first_set + slab.set_of(local), slab.channel + local, j, c);
-        set_terms(first_set, slab.set_of(local), slope[j], offset[j]);
-      }
-    }
+    if constexpr (!planes)
+      c = load_columns<column_values>(slab, shared, [&](int local) {
+        return gradient_coefficients(first_set, slab.set_of(local), slab.channel + local);
+      });
     for (int round = g.rounds - 1; round >= 0; --round) {
       const int ordinal = first_ordinal + round;
       if (ordinal >= g.kept_rounds) load(slab, round, ordinal);
@@ -234,15 +228,12 @@ struct PlaneBackward {
       for (int k = 0; k < plane_slots; ++k) {
         const Slot s = slab.slot(round, k);
         if constexpr (planes) {
-          if ((k == 0 || g.slots_per_piece == 1) && s.limit > 0) {
-            coefficients(first_set + s.set, s.channel, 0, c);
-            set_terms(first_set, s.set, slope[0], offset[0]);
-          }
+          if ((k == 0 || g.slots_per_piece == 1) && s.limit > 0) c = gradient_coefficients(first_set, s.set, s.channel);
         }
         const unsigned bits = counted<N, planes>(s, a.mask);
         A centered[N], grad[N];
         gradient(ordinal, k, bits, c, centered, grad);
-        store_gradients(s, bits, c, centered, grad, slope, offset);
+        store_gradients(s, bits, c, centered, grad);
       }
     }
   }

@@ -190,29 +190,26 @@ struct PlaneForward {
 
   // ---- apply
 
-  __device__ __forceinline__ void coefficients(int set, int channel, int j, Coefficients<A, count>& c) const {
+  __device__ __forceinline__ Coefficients<A, 1> coefficients(int set, int channel) const {
+    Coefficients<A, 1> c = {};
     A rstd;
     if (!a.batch_statistics) {
       const ChannelValues mean{a.running_mean, a.running_type}, variance{a.running_var, a.running_type};
-      c.mean[j] = mean.at(channel, A(0));
+      c.mean[0] = mean.at(channel, A(0));
       rstd = inverse_sqrt(variance.at(channel, A(0)) + a.eps);
     } else if (TEAM == Team::Cluster) {
-      c.mean[j] = shared.sets[set].first, rstd = shared.sets[set].second;
+      c.mean[0] = shared.sets[set].first, rstd = shared.sets[set].second;
     } else {
-      c.mean[j] = load_written(a.mean + set), rstd = load_written(a.rstd + set);
+      c.mean[0] = load_written(a.mean + set), rstd = load_written(a.rstd + set);
     }
-    c.scale[j] = rstd * a.weight.at(channel, A(1)), c.bias[j] = a.bias.at(channel, A(0));
+    c.scale[0] = rstd * a.weight.at(channel, A(1)), c.bias[0] = a.bias.at(channel, A(0));
+    return c;
   }
 
   __device__ __forceinline__ void apply(const Slab<T, LAYOUT, TEAM>& slab, int first_ordinal) const {
     Coefficients<A, count> c = {};
-    if constexpr (!planes) {
-#pragma unroll
-      for (int j = 0; j < N; ++j) {
-        const int local = int(slab.lane) * N + j;
-        if (local < slab.width) coefficients(slab.set_of(local), slab.channel + local, j, c);
-      }
-    }
+    if constexpr (!planes)
+      c = load_columns<3>(slab, shared, [&](int local) { return coefficients(slab.set_of(local), slab.channel + local); });
     for (int round = g.rounds - 1; round >= 0; --round) {
       const int ordinal = first_ordinal + round;
       if (ordinal >= g.kept_rounds) load_round(a.x, slab, round, [&](int k) -> auto& { return shared.kept(g, ordinal, 0, k); });
@@ -221,7 +218,7 @@ struct PlaneForward {
       for (int k = 0; k < plane_slots; ++k) {
         const Slot s = slab.slot(round, k);
         if constexpr (planes) {
-          if ((k == 0 || g.slots_per_piece == 1) && s.limit > 0) coefficients(s.set, s.channel, 0, c);
+          if ((k == 0 || g.slots_per_piece == 1) && s.limit > 0) c = coefficients(s.set, s.channel);
         }
         A v[N];
         unpack(shared.kept(g, ordinal, 0, k), v);

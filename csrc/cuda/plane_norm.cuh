@@ -79,9 +79,9 @@ struct PlaneGeometry {
   int lanes, slots_per_piece, kept, staged;
   bool aligned;  // every piece or row begins on a 16-byte boundary
   int64_t piece, slab, slabs, tasks, domains, domain_rows;
-  int tile, tiles, sets_per_task, local_entries;
+  int tile, sets_per_task, local_entries;
   int rounds, kept_rounds;
-  Divisor chunks_divisor, task_divisor;  // task_divisor: pieces of one sample in a task
+  Divisor chunks_divisor, tiles_divisor, task_divisor;  // task_divisor: pieces of one sample in a task
 };
 
 template <class A>
@@ -190,11 +190,10 @@ struct Slab<T, Layout::ChannelsLast, TEAM> {
 
   __device__ __forceinline__ Slab(const PlaneGeometry& g, int64_t task, int64_t slab)
       : g(g), lane(threadIdx.x % g.lanes), row_thread(threadIdx.x / g.lanes), row_threads(blockDim.x / g.lanes) {
-    const int64_t chunks = g.chunks_divisor.value;
-    const int64_t of_tiles = TEAM == Team::Cluster ? task : slab;
-    const int64_t domain_chunk = of_tiles / g.tiles;
-    channel = int(of_tiles - domain_chunk * g.tiles) * g.tile;
-    const int64_t domain = TEAM == Team::Cluster ? domain_chunk : domain_chunk / chunks;
+    const uint32_t chunks = g.chunks_divisor.value, of_tiles = uint32_t(TEAM == Team::Cluster ? task : slab);
+    const uint32_t domain_chunk = g.tiles_divisor.quotient(of_tiles);
+    channel = int(of_tiles - domain_chunk * g.tiles_divisor.value) * g.tile;
+    const int64_t domain = TEAM == Team::Cluster ? domain_chunk : g.chunks_divisor.quotient(domain_chunk);
     const int64_t chunk = TEAM == Team::Cluster ? slab : domain_chunk - domain * chunks;
     width = g.channels - channel < g.tile ? g.channels - channel : g.tile;
     const int64_t begin = chunk * g.slab, rest = g.domain_rows - begin;
@@ -272,7 +271,8 @@ struct PlaneShared {
   Entry<A>* entries;  // of the slab
   Entry<A>* sets;     // of the task: what the combine step found
   Entry<A>* inbox;    // [block of the cluster][set], written by the other blocks
-  A* tree;
+  A* tree;            // ChannelsLast, finish_tile
+  A* columns;         // ChannelsLast, [value][channel of the tile]: what load_columns hands out
 
   __device__ __forceinline__ PlaneShared(const PlaneGeometry& g, unsigned char* bytes, bool cluster_team) {
     rounds = reinterpret_cast<uint4*>(bytes);
@@ -280,7 +280,8 @@ struct PlaneShared {
     entries = reinterpret_cast<Entry<A>*>(staged + g.staged * plane_slots * blockDim.x);
     sets = entries + (cluster_team ? g.local_entries : 0);
     inbox = sets + (cluster_team ? g.sets_per_task : 0);
-    tree = reinterpret_cast<A*>(inbox + (cluster_team && Cluster::blocks() > 1 ? Cluster::blocks() * g.sets_per_task : 0));
+    columns = reinterpret_cast<A*>(inbox + (cluster_team && Cluster::blocks() > 1 ? Cluster::blocks() * g.sets_per_task : 0));
+    tree = columns + column_values * g.lanes * Packed<T>::size;
   }
   // `ordinal`: of a round among the block's; those that are not kept take the last place by turns.
   __device__ __forceinline__ Packed<T>& kept(const PlaneGeometry& g, int ordinal, int tensor, int k) const {
@@ -334,10 +335,37 @@ __device__ __forceinline__ void with_activation(Activation activation, F f) {
 template <class A, int N>
 struct Coefficients {
   A mean[N], scale[N], bias[N];  // scale = rstd * weight
+  A slope[N], offset[N];         // of grad_x: math/normalize.h, plane_gradient
 };
 template <class A, int COUNT>
 __device__ __forceinline__ A pick(const A (&values)[COUNT], int j) {  // the only one, or the j-th
   return values[COUNT == 1 ? 0 : j];
+}
+
+// ChannelsLast: of(channel of the tile) says what it is normalised with; every thread receives that of its N channels.
+// The block finds them together, because each is the business of many threads. VALUES: how many of Coefficients' five.
+template <int VALUES, class T, Team TEAM, class Of>
+__device__ __forceinline__ Coefficients<Accumulator<T>, Packed<T>::size> load_columns(
+    const Slab<T, Layout::ChannelsLast, TEAM>& slab, const PlaneShared<T>& shared, Of of) {
+  using A = Accumulator<T>;
+  constexpr int N = Packed<T>::size;
+  const int stride = slab.g.lanes * N;
+  __syncthreads();  // the previous ones have been read
+  for (int local = int(threadIdx.x); local < stride; local += int(blockDim.x)) {
+    const Coefficients<A, 1> one = local < slab.width ? of(local) : Coefficients<A, 1>{};
+    const A values[column_values] = {one.mean[0], one.scale[0], one.bias[0], one.slope[0], one.offset[0]};
+#pragma unroll
+    for (int i = 0; i < VALUES; ++i) shared.columns[i * stride + local] = values[i];
+  }
+  __syncthreads();
+  Coefficients<A, N> c = {};
+  const A* const mine = shared.columns + slab.lane * N;
+#pragma unroll
+  for (int j = 0; j < N; ++j) {
+    c.mean[j] = mine[j], c.scale[j] = mine[stride + j], c.bias[j] = mine[2 * stride + j];
+    if constexpr (VALUES == column_values) c.slope[j] = mine[3 * stride + j], c.offset[j] = mine[4 * stride + j];
+  }
+  return c;
 }
 
 }  // namespace torchfastnorm::cuda

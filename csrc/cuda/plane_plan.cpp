@@ -47,13 +47,18 @@ int64_t rows_per_round(const PlanePlan& plan) { return plan.threads / plan.lanes
 int64_t tensor_bytes(const PlanePlan& plan) { return int64_t(plan.threads) * plane_slots * 16; }
 int64_t round_bytes(const PlaneProblem& problem, const PlanePlan& plan) { return tensor_bytes(plan) * problem.kept; }
 
+// ChannelsLast: what the threads of a tile hand to each other.
+int64_t tile_bytes(const Extent& extent, const PlanePlan& plan) {
+  if (plan.layout == Layout::ChannelsFirst) return 0;
+  return tree_bytes(int(extent.vector), extent.size, plan.threads) +
+         column_values * plan.lanes * extent.vector * extent.size;
+}
+
 // Shared memory of a cluster's block apart from its rounds.
 int64_t fixed_bytes(const Extent& extent, const PlanePlan& plan) {
   const int64_t sets = plan.sets_per_task;
   const int64_t inbox = plan.cluster > 1 ? plan.cluster * sets * entry_values : 0;
-  const int64_t tree =
-      plan.layout == Layout::ChannelsLast ? tree_bytes(int(extent.vector), extent.size, plan.threads) : 0;
-  return ((plan.local_entries + sets) * entry_values + inbox) * extent.size + tree;
+  return ((plan.local_entries + sets) * entry_values + inbox) * extent.size + tile_bytes(extent, plan);
 }
 
 // Gives a task's `units` (pieces or rows, `per_round` in a round) to a cluster; false where it does not fit into one.
@@ -133,7 +138,7 @@ bool plan_grid(const PlaneProblem& problem, const Extent& extent, const DeviceLi
     plan.chunks = ceil_div(rows, plan.slab);
     plan.slabs = extent.domains * plan.chunks * ceil_div(shape.channels, plan.tile);
     plan.entries = extent.domains * plan.chunks * shape.channels;
-    fixed += tree_bytes(int(extent.vector), extent.size, plan.threads);
+    fixed += tile_bytes(extent, plan);
   }
   const int64_t room = device.shared_bytes - plane_static_bytes - fixed;
   if (room < 0) return false;

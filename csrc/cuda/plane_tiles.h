@@ -32,6 +32,7 @@ constexpr int64_t tree_values(int vector) { return 3 * vector + 1; }  // of a th
 constexpr int64_t tree_bytes(int vector, int64_t size, int64_t threads) {
   return tree_values(vector) * (threads / 2) * size;
 }
+constexpr int column_values = 5;  // ChannelsLast: that a channel of a tile is normalised with, or its gradient made
 constexpr int plane_static_bytes = 4096;  // static shared memory of these kernels, at most (double)
 
 }  // namespace torchfastnorm::cuda
