@@ -140,8 +140,8 @@ def _scales(case: PlaneCase, work: torch.dtype) -> dict[str, Tensor]:
     if case.running_mean is not None and case.batch_statistics:
         unbiased = number / (number - 1).clamp_min(1)
         old, new = 1 - case.momentum, case.momentum
-        # fp64 has nothing wider: the means of blocks are rounded to it, and their distances carry that.
-        merging = magnitude * variance.sqrt() if work == torch.float64 else 0
+        # Blocks are merged by the distances of their means, which are rounded to the accumulator.
+        merging = magnitude * variance.sqrt()
         batch_mean, batch_var = magnitude, unbiased * (variance + eps * magnitude.square() + merging)
         scales["running_mean"] = old * case.running_mean.abs() + new * batch_mean.mean(0).flatten()
         scales["running_var"] = old * case.running_var.abs() + new * batch_var.mean(0).flatten()
@@ -171,12 +171,14 @@ def layout_of(t: Tensor) -> str:
     return LAST if last else FIRST
 
 
-def check_not_worse(case: PlaneCase) -> dict[str, Tensor]:
+def check_not_worse(case: PlaneCase, *, sim: bool = False) -> dict[str, Tensor]:
     """Output and gradients of our function against torch's own of the contiguous case, both judged by the oracle.
-    (Of the running statistics the oracle's bound is asked alone: torch's CPU code sums in fp64.)"""
+
+    Running statistics are held to the oracle's bound alone, and so are sums over samples of the CUDA kernels on the
+    CPU: torch's CPU code accumulates both in fp64, its CUDA code does not."""
     ours, theirs, expected = evaluate(case), evaluate(case.in_layout(FIRST), case.op.torch), oracle(case)
     for name in ours:
-        if name.startswith("running_"):
+        if name.startswith("running_") or (sim and name in ("grad_weight", "grad_bias")):
             assert_close(name, ours[name], expected[name])
         else:
             assert_not_worse(name, ours[name], theirs[name], expected[name])

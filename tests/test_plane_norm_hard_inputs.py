@@ -119,7 +119,7 @@ def test_not_worse_than_torch(backend: TestBackend, op: PlaneOp, layout: str, na
     shape = cut((8, 32, 12, 13), backend.limit)
     case = hard_case(op, name, shape, dtype, layout, backend)
     if squares_fit(case):
-        check_not_worse(case)
+        check_not_worse(case, sim=backend.name == "sim")
 
 
 @pytest.mark.parametrize("op", (BATCH_NORM, INSTANCE_NORM), ids=str)

@@ -38,7 +38,7 @@ SHAPES = (
     (2, 3, 1, 1), (5, 16, 1, 1), (64, 17), (4, 1), (3, 5, 2), (2, 3, 224, 3), (1, 3, 5, 5), (1, 64, 7, 7),
     (9, 31, 7, 7), (2, 13, 11, 17), (3, 7, 13), (2, 64, 56), (4, 32, 8, 8), (2, 24, 15, 17), (3, 12, 2, 3, 5),
     (2, 33, 3, 3, 3), (1, 1, 1, 2), (1, 1, 37, 41), (130, 2, 3, 3), (2, 130, 2, 2), (2, 8, 40, 40), (1, 2, 1031),
-    (2, 4, 4099), (33, 65, 3), (4, 128, 14, 14), (2, 256, 9, 9), (1, 2049, 3), (1, 512, 4, 4), (300, 4, 4),
+    (2, 4, 4099), (33, 65, 3), (4, 128, 14, 14), (2, 256, 9, 9), (1, 2049, 3), (1, 512, 4, 4), (150, 4, 4),
     (2, 6, 1, 300), (2, 6, 300, 1),
 )  # fmt: skip
 # A few that no cache or on-chip memory holds: statistics are merged from blocks of a set.
@@ -85,7 +85,10 @@ def test_shapes(backend: TestBackend, op: PlaneOp, shape: tuple[int, ...], layou
 @both_layouts
 def test_large_shapes(backend: TestBackend, op: PlaneOp, shape: tuple[int, ...], layout: str) -> None:
     dtype = (torch.float32, torch.bfloat16)[(LARGE.index(shape) + (layout == LAST)) % 2]
-    case = make_plane_case(op, cut(shape, 4 * backend.limit), dtype, layout=layout, device=backend.device)
+    shape = cut(shape, 4 * backend.limit)
+    if backend.name == "sim" and op is not BATCH_NORM:  # sets by the thousand take minutes there
+        shape = (min(shape[0], 200), *shape[1:])
+    case = make_plane_case(op, shape, dtype, layout=layout, device=backend.device)
     if case.x.numel() > 8 * backend.limit:
         pytest.skip(f"{shape} is too much for {backend.name}")
     check_layout(case, check(case))
@@ -238,7 +241,8 @@ def test_empty(backend: TestBackend, op: PlaneOp, layout: str, shape: tuple[int,
 def test_not_worse_than_torch(
     backend: TestBackend, op: PlaneOp, layout: str, dtype: torch.dtype, shape: tuple[int, ...]
 ) -> None:
-    check_not_worse(make_plane_case(op, cut(shape, backend.limit), dtype, layout=layout, device=backend.device))
+    case = make_plane_case(op, cut(shape, backend.limit), dtype, layout=layout, device=backend.device)
+    check_not_worse(case, sim=backend.name == "sim")
 
 
 @all_ops
