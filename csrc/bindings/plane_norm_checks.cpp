@@ -113,10 +113,10 @@ void check_tensors(const PlaneNormInputs& in) {
                 "Expected number of channels in input to be divisible by num_groups, but got input of shape ",
                 x.sym_sizes(), " and num_groups=", in.groups, " in ", name, "(); choose a divisor of ", channels_of(x));
   }
-  check_per_channel(in, "weight", in.weight);
-  check_per_channel(in, "bias", in.bias);
   check_per_channel(in, "running_mean", in.running_mean);
   check_per_channel(in, "running_var", in.running_var);
+  check_per_channel(in, "weight", in.weight);
+  check_per_channel(in, "bias", in.bias);
   const bool empty_vector =
       in.sets == Sets::Batch && x.dim() == 1 && x.sym_numel().sym_eq(0).expect_true(__FILE__, __LINE__);
   TORCH_CHECK_INDEX(x.dim() >= 2 || empty_vector, "Expected at least 2 dimensions for input tensor but received ",

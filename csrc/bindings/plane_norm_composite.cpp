@@ -12,8 +12,8 @@
 #include <ATen/ops/gelu_backward.h>
 #include <ATen/ops/leaky_relu.h>
 #include <ATen/ops/leaky_relu_backward.h>
+#include <ATen/ops/sigmoid.h>
 #include <ATen/ops/silu.h>
-#include <ATen/ops/silu_backward.h>
 #include <ATen/ops/threshold_backward.h>
 #include <ATen/ops/where.h>
 #include <c10/core/AutogradState.h>
@@ -50,8 +50,10 @@ Tensor through_activation(Activation activation, const Tensor& grad, const Tenso
       return at::leaky_relu_backward(grad, v, leaky_slope, /*self_is_result=*/false);
     case Activation::Elu:
       return at::elu_backward(grad, 1, 1, 1, /*is_result=*/false, v);
-    case Activation::Silu:
-      return at::silu_backward(grad, v);
+    case Activation::Silu: {  // silu_backward has no derivative
+      const auto s = at::sigmoid(v);
+      return grad * s * (1 + v * (1 - s));
+    }
     case Activation::Gelu:
       return at::gelu_backward(grad, v);
     case Activation::GeluTanh:
@@ -108,6 +110,10 @@ class Planes {
   void update_running(const Tensor& mean, const Tensor& var) const {
     const at::NoGradGuard no_grad;
     const c10::AutoFwGradMode no_tangents(false);
+    const auto batched = [](const Tensor& t) { return t.key_set().has(c10::DispatchKey::FuncTorchBatched); };
+    TORCH_CHECK(!has(in_.running_mean) || !batched(mean) || (batched(*in_.running_mean) && batched(*in_.running_var)),
+                in_.name(), "(): under vmap every element of the batch would update the same running_mean and ",
+                "running_var; map over these too, or call without them (track_running_stats=False)");
     Tensor factor;
     if (has(in_.batches)) in_.batches->add_(1);
     if (!in_.momentum) factor = in_.batches->to(type_).reciprocal();
