@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from cases import accumulator
 from checks import Expected, assert_close, assert_not_worse
-from plane_cases import BATCH_NORM, GROUP_NORM, LAST, PlaneCase, evaluate, in_layout
+from plane_cases import BATCH_NORM, FIRST, GROUP_NORM, LAST, PlaneCase, evaluate, in_layout
 from tolerances import bound_of
 from torch import Tensor
 
@@ -59,7 +59,7 @@ def slope_rounding(activation: str, v: Tensor) -> Tensor:
 
 def oracle(case: PlaneCase) -> dict[str, Expected]:
     """Every result of the case in fp64, from the reference on the same rounded inputs."""
-    case = case.to("cpu")
+    case = case.to("cpu").in_layout(FIRST)  # torch's sums over channels_last err by hundreds of eps
     dtypes = {"y": case.x.dtype} | {
         n: t.dtype for n in ("running_mean", "running_var") if (t := getattr(case, n)) is not None
     }
@@ -140,7 +140,9 @@ def _scales(case: PlaneCase, work: torch.dtype) -> dict[str, Tensor]:
     if case.running_mean is not None and case.batch_statistics:
         unbiased = number / (number - 1).clamp_min(1)
         old, new = 1 - case.momentum, case.momentum
-        batch_mean, batch_var = magnitude, unbiased * (variance + eps * magnitude.square())
+        # fp64 has nothing wider: the means of blocks are rounded to it, and their distances carry that.
+        merging = magnitude * variance.sqrt() if work == torch.float64 else 0
+        batch_mean, batch_var = magnitude, unbiased * (variance + eps * magnitude.square() + merging)
         scales["running_mean"] = old * case.running_mean.abs() + new * batch_mean.mean(0).flatten()
         scales["running_var"] = old * case.running_var.abs() + new * batch_var.mean(0).flatten()
     return scales
@@ -166,12 +168,16 @@ def check_layout(case: PlaneCase, results: Mapping[str, Tensor]) -> None:
 
 def layout_of(t: Tensor) -> str:
     last = t.dim() > 2 and t.movedim(1, -1).is_contiguous() and not t.is_contiguous()
-    return LAST if last else "channels_first"
+    return LAST if last else FIRST
 
 
 def check_not_worse(case: PlaneCase) -> dict[str, Tensor]:
-    """Every result of our function against torch's own of the contiguous case, both judged by the oracle."""
-    ours, theirs, expected = evaluate(case), evaluate(case.in_layout("channels_first"), case.op.torch), oracle(case)
+    """Output and gradients of our function against torch's own of the contiguous case, both judged by the oracle.
+    (Of the running statistics the oracle's bound is asked alone: torch's CPU code sums in fp64.)"""
+    ours, theirs, expected = evaluate(case), evaluate(case.in_layout(FIRST), case.op.torch), oracle(case)
     for name in ours:
-        assert_not_worse(name, ours[name], theirs[name], expected[name])
+        if name.startswith("running_"):
+            assert_close(name, ours[name], expected[name])
+        else:
+            assert_not_worse(name, ours[name], theirs[name], expected[name])
     return ours

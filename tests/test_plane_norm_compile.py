@@ -56,13 +56,13 @@ def full_case(op: PlaneOp, backend: TestBackend, samples: int = 3, **options: An
 
 @all_ops
 @both_layouts
-@pytest.mark.parametrize("full", (True, False))
-def test_fullgraph(backend: TestBackend, op: PlaneOp, layout: str, full: bool) -> None:
-    """Forward, backward, running statistics, layout; a second number of samples compiles once more, others do not."""
+def test_fullgraph(backend: TestBackend, op: PlaneOp, layout: str) -> None:
+    """With everything and with nothing beside the norm: forward, backward, running statistics, layout. A second number
+    of samples compiles once more, others do not."""
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(op.function, backend=counter, fullgraph=True)
     counts = []
-    options = {} if full else {"activation": "none", "mask": None, "residual": False}
+    options = {} if layout == LAST else {"activation": "none", "mask": None, "residual": False}
     for samples in (3, 4, 5, 9):
         case = full_case(op, backend, samples, layout=layout, **options)
         same(evaluate(case, compiled), evaluate(case))
@@ -71,7 +71,7 @@ def test_fullgraph(backend: TestBackend, op: PlaneOp, layout: str, full: bool) -
 
 
 @all_ops
-@pytest.mark.parametrize("shape", ((4, 6), (3, 6, 5), (2, 6, 3, 2, 4), (0, 6, 4, 3), (2, 6, 1, 7)))
+@pytest.mark.parametrize("shape", ((4, 6), (2, 6, 3, 2, 4), (0, 6, 4, 3)))
 def test_shapes(backend: TestBackend, op: PlaneOp, shape: tuple[int, ...]) -> None:
     if op is INSTANCE_NORM and len(shape) == 2:
         pytest.skip("a plane of one element")

@@ -162,6 +162,41 @@ def test_the_order_of_threads_and_blocks_does_not_matter(
             assert_same_results(evaluate(case), forward)
 
 
+@pytest.mark.backends("cuda")
+@all_ops
+@both_layouts
+def test_cuda_graph(backend: TestBackend, op: PlaneOp, layout: str) -> None:
+    """Captured once, replayed with other values: the bits of plain calls, running statistics moved by every replay."""
+    options = {"layout": layout, "residual": True, "activation": "relu"}
+    case = make_plane_case(op, (4, 32, 28, 28), torch.bfloat16, **options, device=backend.device)
+    other = make_plane_case(op, (4, 32, 28, 28), torch.bfloat16, seed=1, **options, device=backend.device)
+    static = case.map(torch.clone)
+    names = [n for n in ("running_mean", "running_var") if getattr(case, n) is not None]
+
+    def step() -> list[Tensor]:
+        leaves = with_leaves(static, "x", "weight", "bias")
+        arguments, keywords = static.replace(**leaves).arguments
+        y = op.function(*arguments, **keywords)
+        return [y, *torch.autograd.grad(y, list(leaves.values()), static.grad_y)]
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        step()
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = step()
+    for now in (case, other, case):
+        for name in ("x", "residual", "grad_y", *names):
+            getattr(static, name).copy_(getattr(now, name))
+        graph.replay()
+        expected = evaluate(now.replace(weight=case.weight, bias=case.bias))
+        for name, tensor in zip(("y", "grad_x", "grad_weight", "grad_bias"), outputs, strict=True):
+            assert_bitwise(name, tensor, expected[name])
+        for name in names:
+            assert_bitwise(name, getattr(static, name), expected[name])
+
+
 MACHINES = {  # the simulated machine as various GPUs: what decides which kernel runs
     "no clusters (sm_80)": {"max_cluster": 0, "shared_bytes": 163 * 1024},
     "little shared memory (sm_120)": {"max_cluster": 8, "shared_bytes": 99 * 1024},

@@ -12,15 +12,17 @@ from plane_cases import (
     GROUP_NORM,
     INSTANCE_NORM,
     LAYOUTS,
+    OF_X,
     PLANE_OPS,
     PlaneCase,
     PlaneOp,
     cut,
     evaluate,
+    in_layout,
     make_plane_case,
     scattered_mask,
 )
-from plane_checks import check, check_layout, oracle
+from plane_checks import check, check_layout, layout_of, oracle
 from torch import Tensor
 
 all_ops = pytest.mark.parametrize("op", PLANE_OPS, ids=str)
@@ -42,7 +44,8 @@ CASES = (
 
 def masked_values(case: PlaneCase, value: float) -> PlaneCase:
     """`value` in every tensor where the mask does not count."""
-    return case.map(lambda t: t.masked_fill(~case.mask, value), ("x", "grad_y", "residual"))
+    layout = layout_of(case.x)
+    return case.map(lambda t: in_layout(t.masked_fill(~case.mask, value), layout), OF_X)
 
 
 def assert_nothing_at_masked(case: PlaneCase, results: dict[str, Tensor]) -> None:

@@ -196,7 +196,6 @@ def test_a_failed_call_writes_nothing(backend: TestBackend, op: PlaneOp, name: s
             broken.with_update(batches)
     for n, t in running.items():
         assert t.is_meta or torch.equal(t, before[n])
-        assert t._version == 0 or t is not getattr(case, n)
     assert batches.item() == 7
 
 

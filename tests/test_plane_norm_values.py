@@ -216,6 +216,8 @@ def test_eps(backend: TestBackend, op: PlaneOp, eps: float) -> None:
 @pytest.mark.parametrize("batch_statistics", (True, False), ids=("training", "eval"))
 def test_empty(backend: TestBackend, op: PlaneOp, layout: str, shape: tuple[int, ...], batch_statistics: bool) -> None:
     """As torch: an empty output, zero gradients of the parameters, running statistics as they were."""
+    if op is INSTANCE_NORM and len(shape) == 2:
+        pytest.skip("a plane of one element")
     if op is GROUP_NORM and (not batch_statistics or shape[1] == 0):
         pytest.skip("GroupNorm has no running statistics; without channels it needs a number of groups of its own")
     options = {"residual": True, "activation": "relu", "batch_statistics": batch_statistics}
