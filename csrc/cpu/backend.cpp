@@ -6,46 +6,58 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "plane_kernels.h"
 #include "row_kernels.h"
 
 namespace torchfastnorm::cpu {
 
 namespace default_set {
 extern const RowKernels row_kernels;
-}
+extern const PlaneKernels plane_kernels;
+}  // namespace default_set
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 namespace avx2 {
 extern const RowKernels row_kernels;
-}
+extern const PlaneKernels plane_kernels;
+}  // namespace avx2
 namespace avx512 {
 extern const RowKernels row_kernels;
-}
+extern const PlaneKernels plane_kernels;
+}  // namespace avx512
 #endif
 
 namespace {
 
-const RowKernels& choose() {
+struct Kernels {
+  const RowKernels& row;
+  const PlaneKernels& plane;
+};
+
+Kernels choose() {
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
   const char* wanted = std::getenv("TORCHFASTNORM_CPU_CAPABILITY");
   if (!wanted) wanted = "";
-  if (!std::strcmp(wanted, "default")) return default_set::row_kernels;
+  if (!std::strcmp(wanted, "default")) return {default_set::row_kernels, default_set::plane_kernels};
   __builtin_cpu_init();
   const bool has_avx2 =
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  if (has_avx512 && std::strcmp(wanted, "avx2")) return avx512::row_kernels;
-  if (has_avx2) return avx2::row_kernels;
+  if (has_avx512 && std::strcmp(wanted, "avx2")) return {avx512::row_kernels, avx512::plane_kernels};
+  if (has_avx2) return {avx2::row_kernels, avx2::plane_kernels};
 #endif
-  return default_set::row_kernels;
+  return {default_set::row_kernels, default_set::plane_kernels};
+}
+
+const Kernels& chosen() {
+  static const Kernels kernels = choose();
+  return kernels;
 }
 
 }  // namespace
 
-const RowKernels& row_kernels() {
-  static const RowKernels& chosen = choose();
-  return chosen;
-}
+const RowKernels& row_kernels() { return chosen().row; }
+const PlaneKernels& plane_kernels() { return chosen().plane; }
 
 const char* capability() { return row_kernels().capability; }
 
@@ -55,6 +67,18 @@ const Backend backend = {"cpu",
                          layer_norm_backward,
                          rms_norm_forward,
                          rms_norm_backward_workspace,
-                         rms_norm_backward};
+                         rms_norm_backward,
+                         batch_norm_forward_workspace,
+                         batch_norm_forward,
+                         batch_norm_backward_workspace,
+                         batch_norm_backward,
+                         group_norm_forward_workspace,
+                         group_norm_forward,
+                         group_norm_backward_workspace,
+                         group_norm_backward,
+                         instance_norm_forward_workspace,
+                         instance_norm_forward,
+                         instance_norm_backward_workspace,
+                         instance_norm_backward};
 
 }  // namespace torchfastnorm::cpu

@@ -1,0 +1,209 @@
+// Backward of the plane norms, channels first: interface/plane_norm.h, the cuts in plane_kernels.h.
+//
+//      sums     of a channel (of all samples, or of one): g and g * (x - mean)      blocks merged in double, in order
+//      finish   of a set, over its channels: the two means as coefficients;  sums of grad_weight and grad_bias
+//      apply    grad_x = rstd * weight * g + of_d * (x - mean) + constant,  grad_residual = g
+//
+// g is formed twice, from grad_y, and where an activation follows from x, its statistics and residual. Memory: as
+// forward, with grad_y read beside x. With constant statistics nothing is averaged, a block is applied from the
+// first-level cache.
+#pragma once
+#include "plane_loops.h"
+
+namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET {
+
+template <class T>
+struct FirstBackward {
+  using A = Accumulator<T>;
+  using Call = PlaneBackwardCall;
+
+  // What a kernel needs to know of a channel, and where its data begin.
+  struct Channel {
+    const T *grad_y, *x, *residual;
+    const uint8_t* mask;
+    A mean, scale, bias;
+  };
+  static TFN_INLINE Channel channel_of(const Call& call, int64_t channel, int64_t set, int64_t offset, int64_t mask) {
+    const PlaneNormBackward& a = *call.arguments;
+    return {static_cast<const T*>(a.grad_y) + offset,
+            static_cast<const T*>(a.x) + offset,
+            a.residual ? static_cast<const T*>(a.residual) + offset : nullptr,
+            a.mask ? a.mask + mask : nullptr,
+            static_cast<const A*>(a.mean)[set],
+            static_cast<const A*>(a.rstd)[set] * static_cast<const A*>(call.weight)[channel],
+            static_cast<const A*>(call.bias)[channel]};
+  }
+
+  template <Follow FOLLOW>
+  static __attribute__((noinline)) GradientSums block_sums(const Call& call, int64_t channel, int64_t set,
+                                                           const PlaneBlock& block) {
+    const Activation activation = call.arguments->activation;
+    const Channel from = channel_of(call, channel, set, block.begin, block.mask_begin);
+    const Vector<A> mean = splat(from.mean), scale = splat(from.scale), bias = splat(from.bias);
+    const T* const grad_x = static_cast<const T*>(call.arguments->grad_x);
+    const int64_t stride = block.stride, mask_stride = block.mask_stride;
+    const bool scattered = call.geometry.batch && call.geometry.spatial * int64_t(sizeof(T)) <= kShortPlane;
+    const int64_t ahead = scattered ? call.geometry.spatial * int64_t(sizeof(T)) : 0;
+    double totals[2];
+    sum_segments<A>(block.segments, block.count, totals,
+                    [=, &from](int64_t segment, int64_t c, auto lanes, Vector<A>* s) __attribute__((always_inline)) {
+                      const int64_t i = segment * stride + c;
+                      fetch_to_read(from.grad_y + i, ahead);
+                      fetch_to_read(from.x + i, ahead);
+                      fetch_to_write(grad_x, grad_x ? (block.begin + i) * int64_t(sizeof(T)) : 0);
+                      Vector<A> d = load(from.x + i, lanes) - mean;
+                      Vector<A> g =
+                          gradient<FOLLOW, A>(from.grad_y, from.residual, d, scale, bias, activation, i, lanes);
+                      if constexpr (FOLLOW == Follow::Anything)
+                        if (from.mask) {
+                          g = counted<A>(from.mask + segment * mask_stride + c, g, lanes);
+                          d = counted<A>(from.mask + segment * mask_stride + c, d, lanes);
+                        }
+                      s[0] += g;
+                      s[1] += g * d;
+                    });
+    return {totals[0], totals[1]};
+  }
+
+  template <Follow FOLLOW>
+  static __attribute__((noinline)) void apply(const Call& call, int64_t channel, int64_t set, const PlaneBlock& block) {
+    const PlaneNormBackward& a = *call.arguments;
+    const Channel all = channel_of(call, channel, set, block.begin, block.mask_begin);
+    const Vector<A> mean = splat(all.mean), scale = splat(all.scale), bias = splat(all.bias);
+    const A* const coefficients = static_cast<const A*>(call.coefficients) + 2 * set;
+    const Vector<A> of_d = splat(coefficients[0]), constant = splat(coefficients[1]);
+    for (int64_t segment = block.segments - 1; segment >= 0; --segment) {
+      const int64_t skipped = segment * block.stride;
+      const T *const x = all.x + skipped, *const grad_y = all.grad_y + skipped;
+      const T* const residual = all.residual ? all.residual + skipped : nullptr;
+      const uint8_t* const mask = all.mask ? all.mask + segment * block.mask_stride : nullptr;
+      T* const grad_x = a.grad_x ? static_cast<T*>(a.grad_x) + block.begin + skipped : nullptr;
+      T* const grad_residual = a.grad_residual ? static_cast<T*>(a.grad_residual) + block.begin + skipped : nullptr;
+      for_columns<A>(block.count, [=, &a](int64_t c, auto lanes) __attribute__((always_inline)) {
+        const Vector<A> d = load(x + c, lanes) - mean;
+        Vector<A> g = gradient<FOLLOW, A>(grad_y, residual, d, scale, bias, a.activation, c, lanes);
+        Vector<A> result = scale * g + (of_d * d + constant);
+        if constexpr (FOLLOW == Follow::Anything)
+          if (mask) {
+            g = counted<A>(mask + c, g, lanes);
+            result = counted<A>(mask + c, result, lanes);
+          }
+        if (grad_residual) store(grad_residual + c, g, lanes);
+        if (grad_x) store(grad_x + c, result, lanes);
+      });
+    }
+  }
+
+  struct Kernels {
+    GradientSums (*sums)(const Call&, int64_t channel, int64_t set, const PlaneBlock&);
+    void (*apply)(const Call&, int64_t channel, int64_t set, const PlaneBlock&);
+  };
+  static Kernels kernels_of(const Call& call) {
+    return by_follow(follow_of(*call.arguments), [](auto follow) -> Kernels {
+      return {block_sums<decltype(follow)::value>, apply<decltype(follow)::value>};
+    });
+  }
+
+  // With constant statistics grad_x is written as well.
+  static TFN_INLINE GradientSums sum_block(const Call& call, const Kernels& kernels, int64_t channel, int64_t set,
+                                           const PlaneBlock& block) {
+    const GradientSums sums = call.sums ? kernels.sums(call, channel, set, block) : GradientSums{};
+    if (call.apply && !call.arguments->batch_statistics) kernels.apply(call, channel, set, block);
+    return sums;
+  }
+
+  // The sums of one channel into those of grad_weight and grad_bias, and of its set.
+  static TFN_INLINE void finish_channel(const Call& call, int64_t slab, int64_t channel, const GradientSums& sums,
+                                        GradientSums& of_set) {
+    const PlaneGeometry& g = call.geometry;
+    const int64_t set = slab * g.groups + channel / g.per_set;
+    double* const of_part = call.of_parts + slab / slabs_per_part(g) * 2 * g.channels + channel;
+    const bool first = slab % slabs_per_part(g) == 0;
+    const double of_weight = sums.g_centered * double(static_cast<const A*>(call.arguments->rstd)[set]);
+    of_part[0] = first ? of_weight : of_part[0] + of_weight;
+    of_part[g.channels] = first ? sums.g : of_part[g.channels] + sums.g;
+    const double weight = double(static_cast<const A*>(call.weight)[channel]);
+    of_set = {of_set.g + weight * sums.g, of_set.g_centered + weight * sums.g_centered};
+  }
+
+  static void set(const Call& call, const Kernels& kernels, int64_t slab, int64_t group) {
+    const PlaneGeometry& g = call.geometry;
+    const int64_t set = slab * g.groups + group;
+    const Cut cut = cut_of(g.slab_samples, g.spatial);
+    const bool constant = !call.arguments->batch_statistics;
+    GradientSums of_set{};
+    for (int64_t channel = group * g.per_set; channel < (group + 1) * g.per_set; ++channel) {
+      const Planes planes = planes_of(g, slab, channel, 1);
+      GradientSums sums{};
+      for (int64_t i = 0; i < cut.blocks; ++i) {
+        const PlaneBlock block = block_of(planes, cut, g.spatial, i);
+        const GradientSums part = sum_block(call, kernels, channel, set, block);
+        sums = {sums.g + part.g, sums.g_centered + part.g_centered};
+      }
+      finish_channel(call, slab, channel, sums, of_set);
+    }
+    if (constant) return;
+    finish_set<A>(call, set, of_set, call.counts[slab] * double(g.per_set));
+    for (int64_t channel = (group + 1) * g.per_set - 1; call.apply && channel >= group * g.per_set; --channel) {
+      const Planes planes = planes_of(g, slab, channel, 1);
+      for (int64_t i = cut.blocks - 1; i >= 0; --i)
+        kernels.apply(call, channel, set, block_of(planes, cut, g.spatial, i));
+    }
+  }
+
+  static void sets(const Call& call, int64_t begin, int64_t end) {
+    const PlaneGeometry& g = call.geometry;
+    const Kernels kernels = kernels_of(call);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t first = i / g.groups * slabs_per_part(g), last = first + slabs_per_part(g);
+      for (int64_t slab = first; slab < last && slab < g.slabs; ++slab) set(call, kernels, slab, i % g.groups);
+    }
+  }
+
+  // Of block i of all: which, and of what.
+  struct Place {
+    int64_t channel, set;
+    PlaneBlock block;
+  };
+  static TFN_INLINE Place place_of(const PlaneGeometry& g, int64_t i) {
+    const Cut cut = cut_of(g.slab_samples, g.spatial);
+    const int64_t channel = i / cut.blocks % g.channels, slab = i / cut.blocks / g.channels;
+    return {channel, slab * g.groups + channel / g.per_set,
+            block_of(planes_of(g, slab, channel, 1), cut, g.spatial, i % cut.blocks)};
+  }
+
+  static void blocks(const Call& call, int64_t begin, int64_t end) {
+    const Kernels kernels = kernels_of(call);
+    for (int64_t i = begin; i < end; ++i) {
+      const Place place = place_of(call.geometry, i);
+      call.of_blocks[i] = sum_block(call, kernels, place.channel, place.set, place.block);
+    }
+  }
+
+  static void finish(const Call& call) {
+    const PlaneGeometry& g = call.geometry;
+    const int64_t blocks = cut_of(g.slab_samples, g.spatial).blocks;
+    const GradientSums* next = call.of_blocks;
+    for (int64_t slab = 0; slab < g.slabs; ++slab)
+      for (int64_t group = 0; group < g.groups; ++group) {
+        GradientSums of_set{};
+        for (int64_t channel = group * g.per_set; channel < (group + 1) * g.per_set; ++channel) {
+          GradientSums sums{};
+          for (int64_t block = 0; block < blocks; ++block, ++next)
+            sums = {sums.g + next->g, sums.g_centered + next->g_centered};
+          finish_channel(call, slab, channel, sums, of_set);
+        }
+        finish_set<A>(call, slab * g.groups + group, of_set, call.counts[slab] * double(g.per_set));
+      }
+  }
+
+  static void pieces(const Call& call, int64_t begin, int64_t end) {
+    const Kernels kernels = kernels_of(call);
+    for (int64_t i = end - 1; i >= begin; --i) {
+      const Place place = place_of(call.geometry, i);
+      kernels.apply(call, place.channel, place.set, place.block);
+    }
+  }
+};
+
+}  // namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET

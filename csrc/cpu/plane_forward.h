@@ -1,0 +1,62 @@
+// The table of forward kernels of the plane norms, and the running statistics.
+#pragma once
+#include "plane_forward_first.h"
+#include "plane_forward_last.h"
+
+namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET {
+
+template <class A>
+void running_statistics(const PlaneForwardCall& call) {
+  const PlaneNormForward& a = *call.arguments;
+  by_type(a.running_type, [&](auto element) {
+    using R = decltype(element);
+    for (int64_t c = 0; c < call.geometry.channels; ++c) {
+      static_cast<A*>(call.mean)[c] = A(to_double(static_cast<const R*>(a.running_mean) + c));
+      static_cast<A*>(call.rstd)[c] =
+          A(1 / __builtin_sqrt(to_double(static_cast<const R*>(a.running_var) + c) + a.eps));
+    }
+  });
+}
+
+// From the sets' moments, averaged over the slabs.
+inline void update_running(const PlaneForwardCall& call, double momentum) {
+  const PlaneNormForward& a = *call.arguments;
+  const PlaneGeometry& g = call.geometry;
+  by_type(a.running_type, [&](auto element) {
+    using R = decltype(element);
+    R* const running_mean = static_cast<R*>(a.running_mean);
+    R* const running_var = static_cast<R*>(a.running_var);
+    for (int64_t c = 0; c < g.channels; ++c) {
+      double mean = 0, variance = 0;
+      for (int64_t slab = 0; slab < g.slabs; ++slab) {
+        const Moments& m = call.of_sets[slab * g.channels + c];
+        mean += m.mean;
+        variance += m.squares / (m.count > 2 ? m.count - 1 : 1);
+      }
+      const double share = momentum / double(g.slabs);
+      from_double(running_mean + c, (1 - momentum) * to_double(running_mean + c) + share * mean);
+      from_double(running_var + c, (1 - momentum) * to_double(running_var + c) + share * variance);
+    }
+  });
+}
+
+inline PlaneForwardKernels plane_forward_kernels(const PlaneForwardCall& call) {
+  return by_type(call.arguments->type, [](auto element) -> PlaneForwardKernels {
+    using T = decltype(element);
+    using First = FirstForward<T>;
+    using Last = LastForward<T>;
+    return {running_statistics<Accumulator<T>>,
+            update_running,
+            First::sets,
+            First::moments,
+            First::finish,
+            First::pieces,
+            Last::scratch,
+            Last::units,
+            Last::moments,
+            Last::finish,
+            Last::tiles};
+  });
+}
+
+}  // namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET

@@ -1,0 +1,145 @@
+// Forward of the plane norms, channels first: interface/plane_norm.h, the cuts in plane_kernels.h.
+//
+// Memory: where a thread takes a whole set, its planes are read for the statistics and found in cache, last plane
+// first, when y is written. In phases (fewer sets than threads) x is read twice.
+//
+// Statistics: a block's mean first, then sums of d = x - mean and of d * d from the first-level cache; sum(d), zero but
+// for the rounding of the mean, corrects both. Blocks are merged in double: as in row_forward.h.
+#pragma once
+#include "plane_loops.h"
+
+namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET {
+
+template <class T>
+struct FirstForward {
+  using A = Accumulator<T>;
+  using Call = PlaneForwardCall;
+
+  // x_ahead: bytes to what is read next, where the hardware cannot guess it.
+  template <bool MASKED>
+  static __attribute__((noinline)) Moments block_moments(const Call& call, const PlaneBlock& block, int64_t x_ahead) {
+    const T* const x = static_cast<const T*>(call.arguments->x) + block.begin;
+    const T* const y = static_cast<const T*>(call.arguments->y) + block.begin;
+    const uint8_t* const mask = MASKED ? call.arguments->mask + block.mask_begin : nullptr;
+    const int64_t stride = block.stride, mask_stride = block.mask_stride;
+    double sum[1 + MASKED], sums[2];
+    sum_segments<A>(block.segments, block.count, sum,
+                    [=](int64_t segment, int64_t c, auto lanes, Vector<A>* s) __attribute__((always_inline)) {
+                      const T* p = x + segment * stride + c;
+                      fetch_to_read(p, x_ahead);
+                      const Vector<A> value = load(p, lanes);
+                      if constexpr (MASKED) {
+                        const uint8_t* of_p = mask + segment * mask_stride + c;
+                        s[0] += counted<A>(of_p, value, lanes);
+                        s[1] += counted<A>(of_p, splat(A(1)), lanes);
+                      } else {
+                        s[0] += value;
+                      }
+                    });
+    const double count = MASKED ? sum[MASKED] : double(block.segments * block.count);
+    if (MASKED && count == 0) return {};
+    const A center = A(sum[0] / count);
+    sum_segments<A>(block.segments, block.count, sums,
+                    [=](int64_t segment, int64_t c, auto lanes, Vector<A>* s) __attribute__((always_inline)) {
+                      fetch_to_write(y + segment * stride + c, 0);
+                      Vector<A> d = keep(load(x + segment * stride + c, lanes) - center, lanes);
+                      if constexpr (MASKED) d = counted<A>(mask + segment * mask_stride + c, d, lanes);
+                      s[0] += d;
+                      s[1] += d * d;
+                    });
+    const double correction = sums[0] / count;
+    return {count, double(center) + correction, sums[1] - sums[0] * correction};
+  }
+
+  static TFN_INLINE Moments block_moments(const Call& call, PlaneBlock block) {
+    const PlaneGeometry& g = call.geometry;
+    if (call.arguments->mask) return block_moments<true>(call, block, 0);
+    if (block.stride == block.count) {
+      block.count *= block.segments;
+      block.segments = 1;
+    }
+    const bool scattered = g.batch && g.spatial * int64_t(sizeof(T)) <= kShortPlane;
+    return block_moments<false>(call, block, scattered ? g.spatial * int64_t(sizeof(T)) : 0);
+  }
+
+  // One channel of the samples [begin, end), last first; a span of each plane.
+  template <Follow FOLLOW>
+  static __attribute__((noinline)) void apply(const Call& call, int64_t begin, int64_t end, int64_t channel,
+                                              int64_t set, Span span) {
+    const PlaneNormForward& a = *call.arguments;
+    const PlaneGeometry& g = call.geometry;
+    const A rstd = static_cast<const A*>(call.rstd)[set];
+    const Vector<A> mean = splat(static_cast<const A*>(call.mean)[set]);
+    const Vector<A> scale = splat(A(rstd * static_cast<const A*>(call.weight)[channel]));
+    const Vector<A> bias = splat(static_cast<const A*>(call.bias)[channel]);
+    for (int64_t sample = end - 1; sample >= begin; --sample) {
+      const int64_t offset = (sample * g.channels + channel) * g.spatial + span.begin;
+      const T* const x = static_cast<const T*>(a.x) + offset;
+      const T* const residual = a.residual ? static_cast<const T*>(a.residual) + offset : nullptr;
+      const uint8_t* const mask = a.mask ? a.mask + sample * g.spatial + span.begin : nullptr;
+      T* const y = static_cast<T*>(a.y) + offset;
+      for_columns<A>(span.count, [=, &a](int64_t c, auto lanes) __attribute__((always_inline)) {
+        Vector<A> v = affine(Vector<A>(load(x + c, lanes) - mean), scale, bias);
+        v = followed<FOLLOW, A>(v, residual, a.activation, c, lanes);
+        if constexpr (FOLLOW == Follow::Anything)
+          if (mask) v = counted<A>(mask + c, v, lanes);
+        store(y + c, v, lanes);
+      });
+    }
+  }
+
+  static auto apply_of(const Call& call) {
+    return by_follow(follow_of(*call.arguments), [](auto follow) { return apply<decltype(follow)::value>; });
+  }
+
+  static void sets(const Call& call, int64_t begin, int64_t end) {
+    const PlaneGeometry& g = call.geometry;
+    const auto apply_to = apply_of(call);
+    for (int64_t set = begin; set < end; ++set) {
+      const int64_t slab = set / g.groups, channel = set % g.groups * g.per_set;
+      const Planes planes = planes_of(g, slab, channel, g.per_set);
+      const Cut cut = cut_of(planes.count, g.spatial);
+      Moments moments{};
+      for (int64_t block = 0; block < cut.blocks; ++block)
+        moments = merge_two(moments, block_moments(call, block_of(planes, cut, g.spatial, block)));
+      finish_set<A>(call, set, moments);
+      const int64_t sample = slab * g.slab_samples;
+      for (int64_t c = channel + g.per_set - 1; c >= channel; --c)
+        apply_to(call, sample, sample + g.slab_samples, c, set, {0, g.spatial});
+    }
+  }
+
+  static void moments(const Call& call, int64_t begin, int64_t end) {
+    const PlaneGeometry& g = call.geometry;
+    const Cut cut = cut_of(planes_of(g, 0, 0, g.per_set).count, g.spatial);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t set = i / cut.blocks;
+      const Planes planes = planes_of(g, set / g.groups, set % g.groups * g.per_set, g.per_set);
+      call.of_blocks[i] = block_moments(call, block_of(planes, cut, g.spatial, i % cut.blocks));
+    }
+  }
+
+  static void finish(const Call& call) {
+    const PlaneGeometry& g = call.geometry;
+    const Cut cut = cut_of(planes_of(g, 0, 0, g.per_set).count, g.spatial);
+    for (int64_t set = 0; set < g.sets(); ++set) {
+      Moments moments{};
+      for (int64_t block = 0; block < cut.blocks; ++block)
+        moments = merge_two(moments, call.of_blocks[set * cut.blocks + block]);
+      finish_set<A>(call, set, moments);
+    }
+  }
+
+  static void pieces(const Call& call, int64_t begin, int64_t end) {
+    const PlaneGeometry& g = call.geometry;
+    const auto apply_to = apply_of(call);
+    const int64_t of_plane = block_count(g.spatial);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t plane = i / of_plane, sample = plane / g.channels, channel = plane % g.channels;
+      const int64_t set = sample / g.slab_samples * g.groups + channel / g.per_set;
+      apply_to(call, sample, sample + 1, channel, set, block_span(i % of_plane, g.spatial));
+    }
+  }
+};
+
+}  // namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET

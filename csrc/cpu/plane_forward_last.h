@@ -1,0 +1,279 @@
+// Forward of the plane norms, channels last: interface/plane_norm.h, the cuts in plane_kernels.h.
+//
+// A slab is a matrix of rows with one column per channel; vectors run over columns, a masked-out row is skipped.
+//
+//      shift    mean of the first rows of a row block             per column
+//      sums     d = x - shift, sums of d and d * d                 over kRowBlock rows, kStrip rows in A, then double
+//      merged   block to block, chunk to chunk, channel to channel of a set
+//
+// The shift is a mean of kStrip / 2 rows of the block itself, so the squares that cancel in  sum(d * d) - sum(d)^2 / n
+// are at most some kRowBlock / kStrip times what remains.
+//
+// Memory: a thread takes as many columns as stay in the second-level cache and finds them there for y (units), or
+// whole rows in phases: x is then read twice.
+#pragma once
+#include "plane_loops.h"
+
+namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET {
+
+constexpr int64_t kStrip = 32;                 // rows summed in A
+constexpr int kAccumulated = 8, kApplied = 4;  // rows at a time
+
+// f(rows, begin) over the counted rows of [begin, end), ROWS at a time where that many follow each other, else one.
+template <int ROWS, class F>
+TFN_INLINE void for_rows(const uint8_t* mask, int64_t begin, int64_t end, F f) {
+  for (int64_t row = begin; row < end;) {
+    bool together = row + ROWS <= end;
+    if (mask)
+      for (int64_t i = 0; together && i < ROWS; ++i) together = mask[row + i];
+    if (together) {
+      f(std::integral_constant<int, ROWS>(), row);
+      row += ROWS;
+    } else {
+      if (!mask || mask[row]) f(std::integral_constant<int, 1>(), row);
+      ++row;
+    }
+  }
+}
+TFN_INLINE int64_t count_rows(const uint8_t* mask, int64_t begin, int64_t end) {
+  if (!mask) return end - begin;
+  int64_t count = 0;
+  for (int64_t row = begin; row < end; ++row) count += mask[row];
+  return count;
+}
+TFN_INLINE const uint8_t* mask_of(const uint8_t* mask, const PlaneGeometry& g, int64_t slab) {
+  return mask ? mask + slab * g.rows() : nullptr;
+}
+
+template <class T>
+struct LastForward {
+  using A = Accumulator<T>;
+  using Call = PlaneForwardCall;
+
+  struct Tile {
+    A shift[kTile], sums[kTile], squares[kTile];
+    double wide_sums[kTile], wide_squares[kTile];
+  };
+
+  template <int ROWS>
+  static __attribute__((noinline)) void accumulate(const T* x, int64_t stride, int64_t columns, Tile& tile) {
+    for_columns<A>(columns, [&, x, stride](int64_t c, auto lanes) __attribute__((always_inline)) {
+      const Vector<A> shift = load(tile.shift + c, Whole{});
+      Vector<A> sum[2]{}, square[2]{};
+      repeat<ROWS>([&](auto row) __attribute__((always_inline)) {
+        const Vector<A> d = load(x + row * stride + c, lanes) - shift;
+        sum[row % 2] += d;
+        square[row % 2] += d * d;
+      });
+      store(tile.sums + c, load(tile.sums + c, Whole{}) + (sum[0] + sum[1]), Whole{});
+      store(tile.squares + c, load(tile.squares + c, Whole{}) + (square[0] + square[1]), Whole{});
+    });
+  }
+
+  // mean[0, columns) and squares of one chunk of rows; returns how many rows count.
+  static __attribute__((noinline)) double chunk_moments(const Call& call, int64_t slab, int64_t chunk, Columns columns,
+                                                        double* __restrict mean, double* __restrict squares) {
+    const PlaneGeometry& g = call.geometry;
+    const uint8_t* const mask = mask_of(call.arguments->mask, g, slab);
+    const T* const x = static_cast<const T*>(call.arguments->x) + slab * g.rows() * g.channels + columns.begin;
+    const int64_t width = columns.end - columns.begin, stride = g.channels;
+    const int64_t begin = chunk * chunk_rows(g);
+    const int64_t end = begin + chunk_rows(g) < g.rows() ? begin + chunk_rows(g) : g.rows();
+    alignas(64) Tile tile;
+    const auto add_rows = [&](int64_t from, int64_t to) __attribute__((always_inline)) {
+      for (int64_t c = 0; c < kTile; ++c) tile.sums[c] = tile.squares[c] = 0;
+      for_rows<kAccumulated>(mask, from, to, [&](auto rows, int64_t row) __attribute__((always_inline)) {
+        accumulate<decltype(rows)::value>(x + row * stride, stride, width, tile);
+      });
+    };
+    for (int64_t c = 0; c < width; ++c) mean[c] = squares[c] = 0;
+    double merged = 0;
+    for (int64_t block = begin; block < end; block += kRowBlock) {
+      const int64_t block_end = block + kRowBlock < end ? block + kRowBlock : end;
+      const double count = double(count_rows(mask, block, block_end));
+      if (count == 0) continue;
+      int64_t first = block;
+      while (mask && !mask[first]) ++first;
+      const int64_t first_end = first + kStrip / 2 < block_end ? first + kStrip / 2 : block_end;
+      for (int64_t c = 0; c < kTile; ++c) tile.shift[c] = 0;
+      add_rows(first, first_end);
+      const A share = A(1) / A(count_rows(mask, first, first_end));
+      for (int64_t c = 0; c < width; ++c) {
+        tile.shift[c] = tile.sums[c] * share;
+        tile.wide_sums[c] = tile.wide_squares[c] = 0;
+      }
+      for (int64_t strip = block; strip < block_end; strip += kStrip) {
+        add_rows(strip, strip + kStrip < block_end ? strip + kStrip : block_end);
+        for (int64_t c = 0; c < width; ++c) {
+          tile.wide_sums[c] += double(tile.sums[c]);
+          tile.wide_squares[c] += double(tile.squares[c]);
+        }
+      }
+      const double to_mean = 1 / count, share_of_block = count / (merged + count);
+      const double product = merged * share_of_block;
+      for (int64_t c = 0; c < width; ++c) {
+        const double correction = tile.wide_sums[c] * to_mean, block_mean = double(tile.shift[c]) + correction;
+        const double distance = block_mean - mean[c];
+        squares[c] += (tile.wide_squares[c] - tile.wide_sums[c] * correction) + distance * distance * product;
+        mean[c] = merged == 0 ? block_mean : mean[c] + distance * share_of_block;
+      }
+      merged += count;
+    }
+    return merged;
+  }
+
+  // The next chunk of a slab into those before it; returns their number of rows.
+  static TFN_INLINE double merge_chunk(double merged, double* __restrict mean, double* __restrict squares, double count,
+                                       const double* __restrict next_mean, const double* __restrict next_squares,
+                                       int64_t width) {
+    if (count == 0) return merged;
+    const double share = count / (merged + count), product = merged * share;
+    for (int64_t c = 0; c < width; ++c) {
+      const double distance = next_mean[c] - mean[c];
+      squares[c] += next_squares[c] + distance * distance * product;
+      mean[c] = merged == 0 ? next_mean[c] : mean[c] + distance * share;
+    }
+    return merged + count;
+  }
+
+  // The sets of some whole columns, from the moments of each column.
+  static void finish_columns(const Call& call, int64_t slab, Columns columns, double count, const double* mean,
+                             const double* squares) {
+    const PlaneGeometry& g = call.geometry;
+    for (int64_t c = columns.begin; c < columns.end; c += g.per_set) {
+      Moments moments{};
+      for (int64_t i = c - columns.begin; i < c - columns.begin + g.per_set; ++i)
+        moments = merge_two(moments, {count, mean[i], squares[i]});
+      finish_set<A>(call, slab * g.groups + c / g.per_set, moments);
+    }
+  }
+
+  struct Parameters {
+    alignas(64) A mean[kTile], scale[kTile], bias[kTile];
+  };
+
+  template <Follow FOLLOW, int ROWS>
+  static __attribute__((noinline)) void apply(const T* x, const T* residual, T* y, int64_t stride, int64_t columns,
+                                              const Parameters& p, Activation activation) {
+    for_columns<A>(columns, [=, &p](int64_t c, auto lanes) __attribute__((always_inline)) {
+      const Vector<A> mean = load(p.mean + c, Whole{}), scale = load(p.scale + c, Whole{});
+      const Vector<A> bias = load(p.bias + c, Whole{});
+      repeat<ROWS>([&](auto row) __attribute__((always_inline)) {
+        const int64_t i = row * stride + c;
+        const Vector<A> v = affine(Vector<A>(load(x + i, lanes) - mean), scale, bias);
+        store(y + i, followed<FOLLOW, A>(v, residual, activation, i, lanes), lanes);
+      });
+    });
+  }
+
+  // Rows [begin, end) of a slab, at most kTile columns.
+  template <Follow FOLLOW>
+  static void apply_rows(const Call& call, int64_t slab, int64_t begin, int64_t end, Columns columns) {
+    const PlaneNormForward& a = *call.arguments;
+    const PlaneGeometry& g = call.geometry;
+    const uint8_t* const mask = mask_of(a.mask, g, slab);
+    const int64_t width = columns.end - columns.begin;
+    Parameters p;
+    for (int64_t c = 0; c < width; ++c) {
+      const int64_t channel = columns.begin + c,
+                    set = slab * g.groups + (g.per_set > 1 ? channel / g.per_set : channel);
+      p.mean[c] = static_cast<const A*>(call.mean)[set];
+      p.scale[c] = static_cast<const A*>(call.rstd)[set] * static_cast<const A*>(call.weight)[channel];
+      p.bias[c] = static_cast<const A*>(call.bias)[channel];
+    }
+    const int64_t offset = slab * g.rows() * g.channels + columns.begin;
+    const T* const x = static_cast<const T*>(a.x) + offset;
+    const T* const residual = a.residual ? static_cast<const T*>(a.residual) + offset : nullptr;
+    T* const y = static_cast<T*>(a.y) + offset;
+    for_rows<FOLLOW == Follow::Anything ? 1 : kApplied>(
+        mask, begin, end, [&](auto rows, int64_t row) __attribute__((always_inline)) {
+          const int64_t i = row * g.channels;
+          apply<FOLLOW, decltype(rows)::value>(x + i, residual ? residual + i : nullptr, y + i, g.channels, width, p,
+                                               a.activation);
+        });
+    for (int64_t row = begin; mask && row < end; ++row)
+      if (!mask[row]) std::memset(y + row * g.channels, 0, size_t(width) * sizeof(T));
+  }
+
+  static auto apply_of(const Call& call) {
+    return by_follow(follow_of(*call.arguments), [](auto follow) { return apply_rows<decltype(follow)::value>; });
+  }
+
+  // Of the columns of a unit: moments, and the moments of one chunk.
+  static int64_t scratch(int64_t columns) { return 4 * columns * int64_t(sizeof(double)); }
+
+  static void units(const Call& call, int64_t begin, int64_t end, void* scratch) {
+    const PlaneGeometry& g = call.geometry;
+    const auto apply_to = apply_of(call);
+    const int64_t per_slab = (g.channels + call.unit_columns - 1) / call.unit_columns;
+    double* const mean = static_cast<double*>(scratch);
+    double* const squares = mean + call.unit_columns;
+    double* const chunk_mean = squares + call.unit_columns;
+    double* const chunk_squares = chunk_mean + call.unit_columns;
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t slab = unit / per_slab, first = unit % per_slab * call.unit_columns;
+      const Columns columns{first, first + call.unit_columns < g.channels ? first + call.unit_columns : g.channels};
+      const int64_t width = columns.end - columns.begin;
+      double count = 0;
+      for (int64_t c = 0; c < width; ++c) mean[c] = squares[c] = 0;
+      for (int64_t chunk = 0; chunk < chunk_count(g); ++chunk) {
+        double chunk_rows = 0;
+        for (int64_t c = 0; c < width; c += kTile) {
+          const int64_t tile_end = c + kTile < width ? c + kTile : width;
+          chunk_rows =
+              chunk_moments(call, slab, chunk, {first + c, first + tile_end}, chunk_mean + c, chunk_squares + c);
+        }
+        count = merge_chunk(count, mean, squares, chunk_rows, chunk_mean, chunk_squares, width);
+      }
+      finish_columns(call, slab, columns, count, mean, squares);
+      for (int64_t chunk = chunk_count(g) - 1; chunk >= 0; --chunk)
+        for (int64_t c = 0; c < width; c += kTile)
+          apply_chunk(call, apply_to, slab, chunk, {first + c, first + (c + kTile < width ? c + kTile : width)});
+    }
+  }
+
+  template <class APPLY>
+  static TFN_INLINE void apply_chunk(const Call& call, APPLY apply_to, int64_t slab, int64_t chunk, Columns columns) {
+    const int64_t rows = call.geometry.rows(), begin = chunk * chunk_rows(call.geometry);
+    const int64_t end = begin + chunk_rows(call.geometry);
+    apply_to(call, slab, begin, end < rows ? end : rows, columns);
+  }
+
+  static void moments(const Call& call, int64_t begin, int64_t end) {
+    const PlaneGeometry& g = call.geometry;
+    const int64_t tiles = tile_count(g);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t chunk = i / tiles;
+      const Columns columns = tile_of(g, i % tiles);
+      double* const mean = call.of_chunks + chunk * 2 * g.channels + columns.begin;
+      const double count =
+          chunk_moments(call, chunk / chunk_count(g), chunk % chunk_count(g), columns, mean, mean + g.channels);
+      if (columns.begin == 0) call.counts[chunk] = count;
+    }
+  }
+
+  static void finish(const Call& call, int64_t slab, void* scratch) {
+    const PlaneGeometry& g = call.geometry;
+    double* const mean = static_cast<double*>(scratch);
+    double* const squares = mean + g.channels;
+    double count = 0;
+    for (int64_t c = 0; c < g.channels; ++c) mean[c] = squares[c] = 0;
+    for (int64_t chunk = slab * chunk_count(g); chunk < (slab + 1) * chunk_count(g); ++chunk) {
+      const double* const next = call.of_chunks + chunk * 2 * g.channels;
+      count = merge_chunk(count, mean, squares, call.counts[chunk], next, next + g.channels, g.channels);
+    }
+    finish_columns(call, slab, {0, g.channels}, count, mean, squares);
+  }
+
+  // Last first: what was read last may still be in cache.
+  static void tiles(const Call& call, int64_t begin, int64_t end) {
+    const PlaneGeometry& g = call.geometry;
+    const auto apply_to = apply_of(call);
+    for (int64_t i = end - 1; i >= begin; --i) {
+      const int64_t chunk = i / tile_count(g);
+      apply_chunk(call, apply_to, chunk / chunk_count(g), chunk % chunk_count(g), tile_of(g, i % tile_count(g)));
+    }
+  }
+};
+
+}  // namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET

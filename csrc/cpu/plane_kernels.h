@@ -1,0 +1,172 @@
+// The kernels of BatchNorm, GroupNorm and InstanceNorm that each instruction set provides (plane_forward_*.h,
+// plane_backward_*.h), and how the planes are cut.
+//
+//   slab    what is normalised apart from the rest: all samples (Sets::Batch) or one sample. Its sets are `groups` runs
+//           of `per_set` channels:   set = slab * groups + channel / per_set
+//
+//   channels first   a set is a list of planes, contiguous runs of `spatial` elements. It is cut into blocks of at most
+//                    kBlock elements: pieces of a plane, or several whole planes.
+//   channels last    a slab is a matrix of slab_samples * spatial rows and `channels` columns. Its rows are cut into
+//                    chunks, every column of a chunk is summed by itself.
+//
+// Every sum is formed block by block (chunk by chunk) and merged in their order in double. The cuts depend on the shape
+// of one slab alone, so results depend neither on the number of threads nor, of groups and instances, on the batch.
+#pragma once
+#include "../interface/plane_norm.h"
+#include "row_kernels.h"
+
+namespace torchfastnorm::cpu {
+
+struct PlaneGeometry {
+  int64_t slabs, slab_samples, channels, spatial, groups, per_set;
+  bool batch;
+  int64_t sets() const { return slabs * groups; }
+  int64_t rows() const { return slab_samples * spatial; }
+};
+
+inline PlaneGeometry geometry_of(Sets sets, const PlaneShape& shape) {
+  const bool batch = sets == Sets::Batch;
+  return {batch ? 1 : shape.samples,
+          batch ? shape.samples : 1,
+          shape.channels,
+          shape.spatial,
+          sets == Sets::Group ? shape.groups : shape.channels,
+          channels_per_set(sets, shape),
+          batch};
+}
+
+// ---- channels first
+
+// The planes of `channels` channels of a slab, in elements: of a batch one channel, of a sample any number.
+struct Planes {
+  int64_t begin, stride, count, mask_begin, mask_stride;
+};
+inline Planes planes_of(const PlaneGeometry& g, int64_t slab, int64_t channel, int64_t channels) {
+  const int64_t sample = slab * g.slab_samples, begin = (sample * g.channels + channel) * g.spatial;
+  if (g.batch) return {begin, g.channels * g.spatial, g.slab_samples, sample * g.spatial, g.spatial};
+  return {begin, g.spatial, channels, sample * g.spatial, 0};
+}
+
+struct Cut {
+  int64_t pieces;  // of a plane
+  int64_t planes;  // in a block; 1 if a plane has several pieces
+  int64_t blocks;
+};
+inline Cut cut_of(int64_t planes, int64_t spatial) {
+  if (planes == 0 || spatial == 0) return {1, 1, 0};
+  if (spatial > kBlock) return {block_count(spatial), 1, planes * block_count(spatial)};
+  const int64_t per_block = kBlock / spatial;
+  return {1, per_block, (planes + per_block - 1) / per_block};
+}
+
+// `segments` runs of `count` elements.
+struct PlaneBlock {
+  int64_t begin, stride, segments, count, mask_begin, mask_stride;
+};
+inline PlaneBlock block_of(const Planes& planes, const Cut& cut, int64_t spatial, int64_t block) {
+  const int64_t plane = cut.pieces > 1 ? block / cut.pieces : block * cut.planes;
+  const Span span = cut.pieces > 1 ? block_span(block % cut.pieces, spatial) : Span{0, spatial};
+  const int64_t left = planes.count - plane;
+  return {planes.begin + plane * planes.stride + span.begin,
+          planes.stride,
+          left < cut.planes ? left : cut.planes,
+          span.count,
+          planes.mask_begin + plane * planes.mask_stride + span.begin,
+          planes.mask_stride};
+}
+
+// ---- channels last
+
+constexpr int64_t kTile = 512;           // columns: what is kept of a column stays in the first-level cache
+constexpr int64_t kRowBlock = 128;       // rows summed around one shift
+constexpr int64_t kMostChunks = 64;      // of rows
+constexpr int64_t kMostSlabParts = 64;   // chunks of slabs, whose sums of grad_weight and grad_bias are merged
+constexpr int64_t kUnitBytes = 1 << 20;  // what one thread normalises at a time should stay in the second-level cache
+
+inline int64_t chunk_rows(const PlaneGeometry& g) {
+  const int64_t even = (g.rows() + kMostChunks - 1) / kMostChunks;
+  return even <= kRowBlock ? kRowBlock : (even + kRowBlock - 1) / kRowBlock * kRowBlock;
+}
+inline int64_t chunk_count(const PlaneGeometry& g) { return (g.rows() + chunk_rows(g) - 1) / chunk_rows(g); }
+inline int64_t tile_count(const PlaneGeometry& g) { return (g.channels + kTile - 1) / kTile; }
+
+struct Columns {
+  int64_t begin, end;
+};
+inline Columns tile_of(const PlaneGeometry& g, int64_t tile) {
+  return {tile * kTile, g.channels < (tile + 1) * kTile ? g.channels : (tile + 1) * kTile};
+}
+
+// Slabs whose sums of grad_weight and grad_bias are added up by one thread, in order.
+inline int64_t slabs_per_part(const PlaneGeometry& g) { return (g.slabs + kMostSlabParts - 1) / kMostSlabParts; }
+inline int64_t slab_parts(const PlaneGeometry& g) {
+  return g.slabs == 0 ? 0 : (g.slabs + slabs_per_part(g) - 1) / slabs_per_part(g);
+}
+
+// ---- calls
+
+struct PlaneForwardCall {
+  const PlaneNormForward* arguments;
+  PlaneGeometry geometry;
+  const void *weight, *bias;  // (channels) stat
+  void *mean, *rstd;          // (sets) stat
+  Moments* of_sets;           // (sets), or null: nobody needs them
+  Moments* of_blocks;         // channels first, in phases: (sets, blocks)
+  double* of_chunks;          // channels last, in phases: (slabs, chunks, 2, channels): mean, squares
+  double* counts;             // channels last, in phases: (slabs, chunks)
+  int64_t unit_columns;       // channels last, by units: whole sets; the last unit may have fewer
+};
+
+// [begin, end) counts sets, blocks, ... of the whole call, the last in the name fastest.
+struct PlaneForwardKernels {
+  void (*running_statistics)(const PlaneForwardCall&);  // mean, rstd from running_mean, running_var
+  void (*update_running)(const PlaneForwardCall&, double momentum);
+  void (*first_sets)(const PlaneForwardCall&, int64_t begin, int64_t end);     // complete
+  void (*first_moments)(const PlaneForwardCall&, int64_t begin, int64_t end);  // blocks
+  void (*first_finish)(const PlaneForwardCall&);
+  void (*first_apply)(const PlaneForwardCall&, int64_t begin, int64_t end);                // pieces of planes
+  int64_t (*last_scratch)(int64_t columns);                                                // bytes, of one thread
+  void (*last_units)(const PlaneForwardCall&, int64_t begin, int64_t end, void* scratch);  // complete
+  void (*last_moments)(const PlaneForwardCall&, int64_t begin, int64_t end);               // tiles of chunks
+  void (*last_finish)(const PlaneForwardCall&, int64_t slab, void* scratch);
+  void (*last_apply)(const PlaneForwardCall&, int64_t begin, int64_t end);  // tiles of chunks
+};
+
+struct PlaneBackwardCall {
+  const PlaneNormBackward* arguments;
+  PlaneGeometry geometry;
+  const void *weight, *bias;  // (channels) stat
+  void* coefficients;         // (sets, 2) stat: grad_x = rstd * weight * g + [0] * (x - mean) + [1]; zeros at first for
+                              // constant statistics
+  double* counts;             // (slabs) elements of a channel that count
+  double* of_parts;           // (slab parts, 2, channels): sums of g * x_hat and of g
+  GradientSums* of_blocks;    // channels first, in phases: (slabs, channels, blocks)
+  double* of_chunks;          // channels last, in phases: (slabs, chunks, 2, channels): sums of g * (x - mean), g
+  int64_t unit_columns;       // channels last, by units
+  bool sums, apply;           // are the sums needed; is grad_x or grad_residual
+};
+
+struct PlaneBackwardKernels {
+  void (*first_sets)(const PlaneBackwardCall&, int64_t begin, int64_t end);  // groups of slab parts, complete
+  void (*first_sums)(const PlaneBackwardCall&, int64_t begin, int64_t end);  // blocks of channels
+  void (*first_finish)(const PlaneBackwardCall&);
+  void (*first_apply)(const PlaneBackwardCall&, int64_t begin, int64_t end);  // pieces of planes
+  int64_t (*last_scratch)(int64_t columns);
+  void (*last_units)(const PlaneBackwardCall&, int64_t begin, int64_t end, void* scratch);  // units of slab parts
+  void (*last_sums)(const PlaneBackwardCall&, int64_t begin, int64_t end);                  // tiles of chunks
+  void (*last_finish)(const PlaneBackwardCall&, int64_t slab, void* scratch);
+  void (*last_apply)(const PlaneBackwardCall&, int64_t begin, int64_t end);  // tiles of chunks
+  void (*parameters)(const PlaneBackwardCall&);                              // grad_weight, grad_bias from of_parts
+};
+
+struct PlaneKernels {
+  // to[0, count) of type `stat` = from, or `fill` where from is null
+  void (*widen)(void* to, DType stat, const void* from, DType type, int64_t count, double fill);
+  PlaneForwardKernels (*forward)(const PlaneForwardCall&);
+  PlaneBackwardKernels (*backward)(const PlaneBackwardCall&);
+};
+
+// The best that this machine runs (backend.cpp).
+const PlaneKernels& plane_kernels();
+
+}  // namespace torchfastnorm::cpu

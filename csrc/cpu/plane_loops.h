@@ -1,0 +1,149 @@
+// What the plane kernels share: sums over the segments of a block, what follows the norm (residual, activation, mask),
+// and the merging of moments.
+#pragma once
+#include "../math/normalize.h"
+#include "common/activation.h"
+#include "common/convert.h"
+#include "plane_kernels.h"
+
+namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET {
+
+// Planes of fewer bytes than this lie too far apart, in a channel of a batch, for the hardware to fetch ahead.
+constexpr int64_t kShortPlane = 4096;
+
+// Of one channel, broadcast to a vector's lanes or a vector of channels: y = (x - mean) * scale + bias.
+enum class Follow { Nothing, Relu, Anything };
+
+// The kernel for the usual cases, or the one that looks at run time.
+template <class ARGUMENTS>
+TFN_INLINE Follow follow_of(const ARGUMENTS& a) {
+  if (a.mask) return Follow::Anything;
+  if (a.activation == Activation::Relu) return Follow::Relu;
+  return a.activation == Activation::None && !a.residual ? Follow::Nothing : Follow::Anything;
+}
+
+// f(std::integral_constant<Follow, follow>)
+template <class F>
+TFN_INLINE auto by_follow(Follow follow, F f) {
+  if (follow == Follow::Nothing) return f(std::integral_constant<Follow, Follow::Nothing>());
+  if (follow == Follow::Relu) return f(std::integral_constant<Follow, Follow::Relu>());
+  return f(std::integral_constant<Follow, Follow::Anything>());
+}
+
+// v where the mask's byte is 1, else zero, whatever v is.
+template <class A, class LANES>
+TFN_INLINE Vector<A> counted(const uint8_t* mask, Vector<A> v, LANES lanes) {
+  typename VectorOf<uint8_t, int(kLanes<A>)>::Type bytes{};
+  if constexpr (std::is_same_v<LANES, Whole>)
+    std::memcpy(&bytes, mask, sizeof bytes);
+  else
+    std::memcpy(&bytes, mask, size_t(lanes.count));
+  using Integers = std::conditional_t<std::is_same_v<A, float>, Ints, Longs>;
+  return __builtin_convertvector(bytes, Integers) != 0 ? v : Vector<A>{};
+}
+
+template <Follow FOLLOW, class A, class T, class LANES>
+TFN_INLINE Vector<A> followed(Vector<A> v, const T* residual, Activation activation, int64_t c, LANES lanes) {
+  if constexpr (FOLLOW == Follow::Nothing) return v;
+  if (residual) v = v + load(residual + c, lanes);
+  return FOLLOW == Follow::Relu ? relu(v) : activated<A>(activation, v);
+}
+
+// g = grad_y * activation'(v), the activation's argument v formed as in forward; d = x - mean.
+template <Follow FOLLOW, class A, class T, class LANES>
+TFN_INLINE Vector<A> gradient(const T* grad_y, const T* residual, Vector<A> d, Vector<A> scale, Vector<A> bias,
+                              Activation activation, int64_t c, LANES lanes) {
+  const Vector<A> g = load(grad_y + c, lanes);
+  if constexpr (FOLLOW == Follow::Nothing) return g;
+  Vector<A> v = affine(d, scale, bias);
+  if (residual) v = v + load(residual + c, lanes);
+  if constexpr (FOLLOW == Follow::Relu)
+    return v > 0 ? g : Vector<A>{};
+  else
+    return activation == Activation::None ? g : g * slope<A>(activation, v);
+}
+
+// totals[i] = sum over `segments` runs of `count` elements of what body(segment, c, lanes, sums) adds to sums[i]. As
+// sum_columns (row_loops.h), and as exact: chains and terms per lane run on from one segment to the next.
+template <class A, int SUMS, class Body>
+TFN_INLINE void sum_segments(int64_t segments, int64_t count, double (&totals)[SUMS], Body body) {
+  constexpr int64_t kStep = kLanes<A>, kChains = 4, kGroup = kChains * kStep, kTerms = 16;
+  Doubles wide[SUMS] = {};
+  Vector<A> sums[kChains][SUMS] = {};
+  int64_t room = kTerms;
+  for (int64_t segment = 0; segment < segments; ++segment) {
+    for (int64_t c = 0; c < count;) {
+      const int64_t end = count - c < room * kGroup ? count : c + room * kGroup;
+      for (; c + kGroup <= end; c += kGroup, --room)
+        repeat<kChains>([&](auto chain)
+                            __attribute__((always_inline)) { body(segment, c + chain * kStep, Whole{}, sums[chain]); });
+      if (c < end) {
+        repeat<kChains>([&](auto chain) __attribute__((always_inline)) {
+          if (c + kStep <= end) {
+            body(segment, c, Whole{}, sums[chain]);
+            c += kStep;
+          } else if (c < end) {
+            body(segment, c, Part{end - c}, sums[chain]);
+            c = end;
+          }
+        });
+        --room;
+      }
+      if (room > 0 && (c < count || segment + 1 < segments)) continue;
+      room = kTerms;
+      repeat<SUMS>([&](auto i) __attribute__((always_inline)) {
+        const Vector<A> sum = (sums[0][i] + sums[1][i]) + (sums[2][i] + sums[3][i]);
+        if constexpr (std::is_same_v<A, float>)
+          wide[i] += low(sum) + high(sum);
+        else
+          wide[i] += sum;
+        repeat<kChains>([&](auto chain) __attribute__((always_inline)) { sums[chain][i] = Vector<A>{}; });
+      });
+    }
+  }
+  for (int i = 0; i < SUMS; ++i) totals[i] = total(wide[i]);
+}
+
+// Chan, Golub, LeVeque; either set may be empty.
+inline Moments merge_two(const Moments& one, const Moments& next) {
+  if (next.count == 0) return one;
+  if (one.count == 0) return next;
+  const double count = one.count + next.count, distance = next.mean - one.mean;
+  return {count, one.mean + distance * next.count / count,
+          one.squares + next.squares + distance * distance * one.count * next.count / count};
+}
+
+// The last step of a set: mean and rstd from its moments.
+template <class A>
+TFN_INLINE void finish_set(const PlaneForwardCall& call, int64_t set, const Moments& moments) {
+  double variance = moments.count > 0 ? moments.squares / moments.count : 0;
+  if (variance < 0) variance = 0;  // a NaN stays
+  static_cast<A*>(call.mean)[set] = A(moments.mean);
+  static_cast<A*>(call.rstd)[set] = A(1 / __builtin_sqrt(variance + call.arguments->eps));
+  if (call.of_sets) call.of_sets[set] = moments;
+}
+
+// The means over a set, from its sums of g * weight and g * weight * (x - mean), as coefficients of grad_x:
+//   rstd * (g * weight - mean_g - x_hat * mean_g_x_hat) = rstd * weight * g + of_d * (x - mean) + constant
+template <class A>
+TFN_INLINE void finish_set(const PlaneBackwardCall& call, int64_t set, const GradientSums& sums, double count) {
+  const double rstd = double(static_cast<const A*>(call.arguments->rstd)[set]);
+  const bool constant = !call.arguments->batch_statistics || count == 0;
+  A* const coefficients = static_cast<A*>(call.coefficients) + 2 * set;
+  coefficients[0] = constant ? A(0) : A(-(rstd * rstd * (sums.g_centered * rstd) / count));
+  coefficients[1] = constant ? A(0) : A(-(rstd * sums.g / count));
+}
+
+inline void widen(void* to, DType stat, const void* from, DType type, int64_t count, double fill) {
+  by_type(stat, [=](auto element) {
+    if constexpr (sizeof(element) > 2) {
+      auto* const p = static_cast<decltype(element)*>(to);
+      if (from)
+        widen_block(p, from, type, 0, count);
+      else
+        for (int64_t c = 0; c < count; ++c) p[c] = decltype(element)(fill);
+    }
+  });
+}
+
+}  // namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET
