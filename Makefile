@@ -55,7 +55,7 @@ build: $(ENVIRONMENT)  ## build the extension in place
 	@$(REQUIRE)
 	@$(BUILD)
 
-demo: $(ENVIRONMENT)  ## train two small networks with torch.nn's norms and with ours
+demo: $(ENVIRONMENT)  ## train three small networks with torch.nn's norms and with ours
 	@$(REQUIRE) demo
 	@$(BUILD)
 	"$(PYTHON)" examples/train_digits.py $(DEMO_ARGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import time
 from pathlib import Path
@@ -15,9 +16,19 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     import torch
 
-    from . import baselines, bench_layer_norm, bench_rms_norm, machine
+    from . import (
+        baselines,
+        bench_batch_norm,
+        bench_group_norm,
+        bench_instance_norm,
+        bench_layer_norm,
+        bench_rms_norm,
+        machine,
+        shapes,
+    )
 
-    ops = {op.name: op for module in (bench_layer_norm, bench_rms_norm) for op in module.OPS}
+    modules = (bench_layer_norm, bench_rms_norm, bench_batch_norm, bench_group_norm, bench_instance_norm)
+    ops = {op.name: op for module in modules for op in module.OPS}
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.split(": ", 1)[1])
     parser.add_argument("ops", nargs="*", metavar="OP", help=f"of {', '.join(ops)} (default: all)")
     parser.add_argument(
@@ -26,13 +37,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ..."
     )
+    # fmt: off
     parser.add_argument("--dtype", action="append", choices=DTYPES, help="may be repeated (default: float32, bfloat16)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     parser.add_argument("--baseline", action="append", choices=baselines.NAMES,
-                        help="may be repeated (default: aten, installed peers; full suite: compile)")  # fmt: skip
-    parser.add_argument(
-        "--shape", action="append", metavar="ROWSxCOLS", help="measure this shape instead of the suite's"
-    )
+                        help="may be repeated (default: aten, unfused, installed peers, with --suite full compile)")
+    parser.add_argument("--shape", action="append", metavar="ROWSxCOLS|NxCxHxW",
+                        help="measure this instead of the suite's; feature maps in both layouts; may be repeated")
+    # fmt: on
     parser.add_argument("--rounds", type=int, help="rounds per cell (default: 9; with --suite full 15)")
     parser.add_argument("--time-limit", type=float, metavar="SECONDS", help="begin no further cell after this long")
     parser.add_argument("--output", metavar="DIR", help="write results there; 'auto': bench/results/<device>")
@@ -56,9 +68,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     if options.shape:
         try:
             options.shape = [tuple(map(int, text.lower().split("x"))) for text in options.shape]
-            assert all(len(pair) == 2 and min(pair) > 0 for pair in options.shape)
+            assert all(2 <= len(sizes) <= 5 and min(sizes) > 0 for sizes in options.shape)
         except (ValueError, AssertionError):
-            parser.error("--shape takes two positive numbers, for example --shape 4096x1024")
+            parser.error("--shape takes two to five positive numbers, for example 4096x1024 or 32x64x56x56")
+        for name in options.ops:
+            if not shapes.given(ops[name].shapes, options.shape):
+                wanted = "ROWSxCOLS" if ops[name].shapes == "rows" else "NxCxHxW"
+                parser.error(f"{name} is measured on {wanted}, and no --shape has that form")
     full = options.suite == "full"
     options.ops = [ops[name] for name in options.ops or ops]
     options.dtype = [getattr(torch, name) for name in options.dtype or ("float32", "bfloat16")]
@@ -79,8 +95,7 @@ def main() -> None:
     import torch
     import tqdm
 
-    from . import harness, latency, machine, report
-    from .shapes import Shape, shapes_of
+    from . import harness, latency, machine, report, shapes
 
     record = machine.describe(options.device)
     print(f"{record['device']}, {record['threads']} threads, torch {torch.__version__}, commit {record['commit']}")
@@ -90,9 +105,14 @@ def main() -> None:
             file=sys.stderr,
         )
 
-    shapes = [Shape(*pair, "given") for pair in options.shape or []] or shapes_of(options.device.type, options.suite)
+    def shapes_of(op: harness.Op) -> list[shapes.Shape]:
+        if options.shape:
+            return shapes.given(op.shapes, options.shape)
+        return shapes.shapes_of(op.shapes, options.device.type, options.suite)
+
     # By shape first, so that a time limit cuts off the last shapes of every op, not the last ops.
-    work = [(op, shape, dtype) for shape in shapes for op in options.ops for dtype in options.dtype]
+    turns = itertools.zip_longest(*([(op, shape) for shape in shapes_of(op)] for op in options.ops))
+    work = [(*case, dtype) for turn in turns for case in turn if case for dtype in options.dtype]
     begin = time.monotonic()
     latencies = latency.measure(options.device, options.rounds)
     cells: list[harness.Cell] = []

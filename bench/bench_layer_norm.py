@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 import torchfastnorm
 from torchfastnorm import reference
 
-from .baselines import chosen, peer, torch_baselines
-from .harness import Candidate, Op, Traffic
+from .baselines import ours_and, peer, torch_baselines
+from .harness import Candidate, Op, Traffic, bars
 
 EPS = 1e-5
 
 
-def traffic(residual: bool, direction: str, rows: int, cols: int, size: int) -> Traffic:
+def traffic(residual: bool, direction: str, sizes: tuple[int, ...], size: int) -> Traffic:
+    rows, cols = sizes
     matrix, row, parameter = rows * cols * size, rows * max(4, size), cols * size
     if direction == "forward":  # x (, residual), weight, bias -> y (, sum), mean, rstd
         matrices = 2 if residual else 1
@@ -45,7 +45,7 @@ def candidates(names: Sequence[str]) -> list[Candidate]:
                    lambda f: lambda x, w, b: f(x, w, b, (x.shape[-1],), EPS))  # fmt: skip
     others += peer("flashinfer", "flashinfer-python", "flashinfer.norm:layernorm",
                    lambda f: lambda x, w, b: f(x, w.float(), b.float(), EPS), has_backward=False)  # fmt: skip
-    return [Candidate("torchfastnorm", ours, torchfastnorm.__version__), *chosen(others, names)]
+    return ours_and(ours, others, names)
 
 
 def add_candidates(names: Sequence[str]) -> list[Candidate]:
@@ -59,15 +59,14 @@ def add_candidates(names: Sequence[str]) -> list[Candidate]:
     def plain(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         return reference.add_layer_norm(x, residual, (x.shape[-1],), weight, bias, EPS)
 
-    others = torch_baselines(aten, plain)
-    return [Candidate("torchfastnorm", ours, torchfastnorm.__version__), *chosen(others, names)]
+    return ours_and(ours, torch_baselines(aten, plain), names)
 
 
 OPS = [
     Op("layer_norm", ("x", "weight", "bias"), candidates,
        lambda x, w, b: reference.layer_norm(x, (x.shape[-1],), w, b, EPS),
-       lambda *cell: traffic(False, *cell), {torch.float32: 1.4, torch.bfloat16: 2.2}),
+       lambda *cell: traffic(False, *cell), bars("aten", rows=(1.4, 2.2))),
     Op("add_layer_norm", ("x", "residual", "weight", "bias"), add_candidates,
        lambda x, r, w, b: reference.add_layer_norm(x, r, (x.shape[-1],), w, b, EPS),
-       lambda *cell: traffic(True, *cell)),
+       lambda *cell: traffic(True, *cell), outputs=("y", "sum")),
 ]  # fmt: skip

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 import torchfastnorm
 from torchfastnorm import reference
 
-from .baselines import chosen, peer, torch_baselines
-from .harness import Candidate, Op, Traffic
+from .baselines import ours_and, peer, torch_baselines
+from .harness import Candidate, Op, Traffic, bars
 
 EPS = 1e-6
 
 
-def traffic(residual: bool, direction: str, rows: int, cols: int, size: int) -> Traffic:
+def traffic(residual: bool, direction: str, sizes: tuple[int, ...], size: int) -> Traffic:
+    rows, cols = sizes
     matrix, row, parameter = rows * cols * size, rows * max(4, size), cols * size
     if direction == "forward":  # x (, residual), weight -> y (, sum), rstd
         matrices = 2 if residual else 1
@@ -44,7 +44,7 @@ def candidates(names: Sequence[str]) -> list[Candidate]:
                    lambda f: lambda x, w: f(x, w, (x.shape[-1],), EPS))  # fmt: skip
     others += peer("flashinfer", "flashinfer-python", "flashinfer.norm:rmsnorm",
                    lambda f: lambda x, w: f(x, w, EPS), has_backward=False)  # fmt: skip
-    return [Candidate("torchfastnorm", ours, torchfastnorm.__version__), *chosen(others, names)]
+    return ours_and(ours, others, names)
 
 
 def add_candidates(names: Sequence[str]) -> list[Candidate]:
@@ -63,12 +63,13 @@ def add_candidates(names: Sequence[str]) -> list[Candidate]:
                    lambda f: lambda x, r, w: f.apply(x, r, w, EPS, 0.0, "llama", False))  # fmt: skip
     others += peer("quack", "quack-kernels", "quack.rmsnorm:rmsnorm",
                    lambda f: lambda x, r, w: f(x, w, residual=r, eps=EPS, prenorm=True))  # fmt: skip
-    return [Candidate("torchfastnorm", ours, torchfastnorm.__version__), *chosen(others, names)]
+    return ours_and(ours, others, names)
 
 
 OPS = [
     Op("rms_norm", ("x", "weight"), candidates, lambda x, w: reference.rms_norm(x, (x.shape[-1],), w, EPS),
-       lambda *cell: traffic(False, *cell), {torch.float32: 4.0, torch.bfloat16: 8.0}),
+       lambda *cell: traffic(False, *cell), bars("aten", rows=(4.0, 8.0))),
     Op("add_rms_norm", ("x", "residual", "weight"), add_candidates,
-       lambda x, r, w: reference.add_rms_norm(x, r, (x.shape[-1],), w, EPS), lambda *cell: traffic(True, *cell)),
+       lambda x, r, w: reference.add_rms_norm(x, r, (x.shape[-1],), w, EPS),
+       lambda *cell: traffic(True, *cell), outputs=("y", "sum")),
 ]  # fmt: skip

@@ -18,6 +18,7 @@ from .latency import Latency
 
 DASH = "-"
 COLOURS = {"torchfastnorm": "#2a6f97", "aten": "#c1543c", "compile": "#e0a458", "reference": "#9aa5ad"}
+COLOURS["unfused"] = "#8ab6a9"
 
 
 def microseconds(seconds: float) -> str:
@@ -52,24 +53,23 @@ def geometric_mean(values: Iterable[float]) -> float:
 
 
 def summary_table(cells: list[Cell], ops: list[Op], device: torch.device, style: str) -> str:
-    """Forward+backward against each baseline, over the shapes above 1 MB, beside the bar for ATen on the CPU."""
+    """Forward+backward against each baseline, over the shapes above 1 MB, beside the bars, which are for CPUs."""
+    large = [cell for cell in cells if cell.shape.elements() * getattr(torch, cell.dtype).itemsize > 1 << 20]
+    large = [cell for cell in large if cell.direction == "forward+backward"]
     rows = []
     for op in ops:
-        for dtype in dict.fromkeys(cell.dtype for cell in cells):
-            size = getattr(torch, dtype).itemsize
-            chosen = [c for c in cells if (c.op, c.dtype, c.direction) == (op.name, dtype, "forward+backward")]
-            chosen = [c for c in chosen if c.shape.elements() * size > 1 << 20]
+        for kind, dtype in dict.fromkeys((cell.shape.kind, cell.dtype) for cell in large):
+            chosen = [c for c in large if (c.op, c.shape.kind, c.dtype) == (op.name, kind, dtype)]
             for baseline in dict.fromkeys(result.name for cell in chosen for result in cell.results[1:]):
                 values = {str(c.shape): c.speedup(baseline) for c in chosen if not math.isnan(c.speedup(baseline))}
                 if not values:
                     continue
-                bar = op.cpu_bars.get(getattr(torch, dtype)) if device.type == "cpu" and baseline == "aten" else None
+                bar = op.cpu_bars.get((baseline, kind, getattr(torch, dtype))) if device.type == "cpu" else None
                 mean, worst = geometric_mean(values.values()), min(values, key=lambda shape: values[shape])
-                verdict = DASH if bar is None else f"{bar:.1f} {'met' if mean >= bar else 'MISSED'}"
-                rows.append(
-                    [op.name, dtype, baseline, ratio(mean), verdict, f"{ratio(values[worst])} at {worst}", len(values)]
-                )
-    headers = ["op", "dtype", "baseline", "baseline / ours", "bar", "lowest", "shapes"]
+                verdict = DASH if bar is None else f"{bar:g} {'met' if mean >= bar else 'MISSED'}"
+                lowest = f"{ratio(values[worst])} at {worst}"
+                rows.append([op.name, kind, dtype, baseline, ratio(mean), verdict, lowest, len(values)])
+    headers = ["op", "layout", "dtype", "baseline", "baseline / ours", "bar", "lowest", "shapes"]
     return tabulate.tabulate(rows, headers, tablefmt=style, disable_numparse=True)
 
 
@@ -93,8 +93,7 @@ def as_json(machine: dict[str, Any], cells: list[Cell], latencies: list[Latency]
     records = [
         {
             "op": cell.op,
-            "rows": cell.shape.rows,
-            "cols": cell.shape.cols,
+            "sizes": cell.shape.sizes,
             "layout": cell.shape.layout,
             "dtype": cell.dtype,
             "direction": cell.direction,

@@ -14,6 +14,8 @@ inline PlaneGeometry geometry_of(const PlaneShape& shape, Sets sets, const Plane
                                  int staged) {
   const bool planes = plan.layout == Layout::ChannelsFirst, batch = sets == Sets::Batch;
   const int64_t size = size_of(type);
+  if (!planes && plan.slab * shape.channels >= int64_t(1) << 31)
+    throw std::runtime_error("torchfastnorm: too many channels for channels_last; use contiguous tensors");
   if ((planes && plan.entries >= int64_t(1) << 31) || plan.tasks >= int64_t(1) << 31 || plan.slabs >= int64_t(1) << 31)
     throw std::runtime_error("torchfastnorm: 2^31 or more planes of a few elements each in one call; split the batch");
   PlaneGeometry g{};
@@ -33,7 +35,8 @@ inline PlaneGeometry geometry_of(const PlaneShape& shape, Sets sets, const Plane
                      : shape.channels * size % 16 == 0 && (plan.tile == shape.channels || plan.tile * size % 16 == 0);
   g.piece = plan.piece;
   g.slab = plan.slab;
-  g.slabs = is_empty(shape) ? 0 : plan.slabs;
+  g.empty = is_empty(shape);
+  g.slabs = g.empty ? 0 : plan.slabs;
   g.tasks = plan.tasks;
   g.domains = batch ? 1 : shape.samples;
   g.domain_rows = batch ? shape.samples * shape.spatial : shape.spatial;

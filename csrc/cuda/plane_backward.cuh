@@ -156,13 +156,14 @@ struct PlaneBackward {
     TileSums<A, planes ? 1 : N> tile;
     Coefficients<A, count> c = {};
     if constexpr (!planes)
-      c = load_columns<3>(slab, shared, [&](int local) {
+      fill_columns<3>(slab, shared, [&](int local) {
         return coefficients(first_set + slab.set_of(local), slab.channel + local);
       });
     const bool wanted = TEAM == Team::Cluster || a.table != nullptr;
     for (int round = 0; round < g.rounds; ++round) {
       const int ordinal = first_ordinal + round;
       load(slab, round, ordinal);
+      if constexpr (!planes) read_columns<3>(slab, shared, c);
       A of_piece[3] = {};  // g, g * (x - mean), count
 #pragma unroll 1
       for (int k = 0; k < plane_slots; ++k) {
@@ -218,12 +219,13 @@ struct PlaneBackward {
   __device__ __forceinline__ void apply(const Slab<T, LAYOUT, TEAM>& slab, int64_t first_set, int first_ordinal) const {
     Coefficients<A, count> c = {};
     if constexpr (!planes)
-      c = load_columns<column_values>(slab, shared, [&](int local) {
+      fill_columns<column_values>(slab, shared, [&](int local) {
         return gradient_coefficients(first_set, slab.set_of(local), slab.channel + local);
       });
     for (int round = g.rounds - 1; round >= 0; --round) {
       const int ordinal = first_ordinal + round;
       if (ordinal >= g.kept_rounds) load(slab, round, ordinal);
+      if constexpr (!planes) read_columns<column_values>(slab, shared, c);
 #pragma unroll 1
       for (int k = 0; k < plane_slots; ++k) {
         const Slot s = slab.slot(round, k);

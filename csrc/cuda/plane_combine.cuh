@@ -27,6 +27,7 @@ struct EntryRange {
 
 // Entries of the table (global memory) that make up a set; with Sets::Batch, a channel.
 __device__ __forceinline__ EntryRange entries_of(const PlaneGeometry& g, Layout layout, Sets sets, int64_t set) {
+  if (g.empty) return {0, 0, 0, 0};
   const int64_t chunks = g.chunks_divisor.value;
   const int width = sets == Sets::Batch ? 1 : g.width;
   if (layout == Layout::ChannelsFirst) {

@@ -182,7 +182,7 @@ struct PlaneForward {
       if (a.rstd != nullptr) store(a.rstd + set, rstd);
       const A unbiased = e.second / (e.count > A(1) ? e.count - A(1) : A(1));
       if (a.variance != nullptr) store(a.variance + set, unbiased);
-      if (a.running_mean != nullptr && g.sets == Sets::Batch) update(set, e.first, unbiased);
+      if (a.running_mean != nullptr && g.sets == Sets::Batch && !g.empty) update(set, e.first, unbiased);
     }
     e.second = rstd;
     return e;
@@ -209,11 +209,12 @@ struct PlaneForward {
   __device__ __forceinline__ void apply(const Slab<T, LAYOUT, TEAM>& slab, int first_ordinal) const {
     Coefficients<A, count> c = {};
     if constexpr (!planes)
-      c = load_columns<3>(slab, shared, [&](int local) { return coefficients(slab.set_of(local), slab.channel + local); });
+      fill_columns<3>(slab, shared, [&](int local) { return coefficients(slab.set_of(local), slab.channel + local); });
     for (int round = g.rounds - 1; round >= 0; --round) {
       const int ordinal = first_ordinal + round;
       if (ordinal >= g.kept_rounds) load_round(a.x, slab, round, [&](int k) -> auto& { return shared.kept(g, ordinal, 0, k); });
       if (a.residual != nullptr) load_round(a.residual, slab, round, [&](int k) -> auto& { return shared.stage(k); });
+      if constexpr (!planes) read_columns<3>(slab, shared, c);
 #pragma unroll 1
       for (int k = 0; k < plane_slots; ++k) {
         const Slot s = slab.slot(round, k);
@@ -298,7 +299,7 @@ __global__ void __launch_bounds__(TEAM == Team::Cluster ? cluster_team_threads :
       combine_grid<A>(a.table, g.set_count, range, MergeMoments(), as_is,
                       [&](int64_t set, const Entry<A>& e) { forward.finish_set(set, e, true); });
       cooperative_groups::this_grid().sync();
-      if (a.variance != nullptr) {  // running statistics average over the samples
+      if (a.variance != nullptr && !g.empty) {  // running statistics average over the samples
         for (int64_t c = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; c < g.channels;
              c += int64_t(gridDim.x) * blockDim.x) {
           A mean = A(0), variance = A(0);

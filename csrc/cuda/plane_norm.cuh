@@ -78,6 +78,7 @@ struct PlaneGeometry {
   Divisor channels_divisor, width_divisor;
   int lanes, slots_per_piece, kept, staged;
   bool aligned;  // every piece or row begins on a 16-byte boundary
+  bool empty;    // no elements at all: sets without entries
   int64_t piece, slab, slabs, tasks, domains, domain_rows;
   int tile, sets_per_task, local_entries;
   int rounds, kept_rounds;
@@ -182,7 +183,8 @@ struct Slab<T, Layout::ChannelsFirst, TEAM> {
 template <class T, Team TEAM>
 struct Slab<T, Layout::ChannelsLast, TEAM> {
   const PlaneGeometry& g;
-  int64_t first_row, rows;  // of the tensor; of this slab
+  int64_t first_row, base;  // of the slab; element at which its tile begins
+  int rows;
   int64_t entry;            // of the tile's first channel, in the table
   int64_t first_global_set;
   int channel, width, set;
@@ -198,15 +200,18 @@ struct Slab<T, Layout::ChannelsLast, TEAM> {
     width = g.channels - channel < g.tile ? g.channels - channel : g.tile;
     const int64_t begin = chunk * g.slab, rest = g.domain_rows - begin;
     first_row = domain * g.domain_rows + begin;
-    rows = rest < 0 ? 0 : rest < g.slab ? rest : g.slab;
+    rows = int(rest < 0 ? 0 : rest < g.slab ? rest : g.slab);
+    base = first_row * g.channels + channel;
     entry = (domain * chunks + chunk) * g.channels + channel;
     set = int(domain) * (g.channels / g.width);
     first_global_set = int64_t(set) + g.width_divisor.quotient(uint32_t(channel));
   }
   __device__ __forceinline__ Slot slot(int round, int k) const {
-    const int64_t row = int64_t(round * plane_slots + k) * row_threads + row_thread;
-    const int64_t of_tensor = first_row + (row < rows ? row : 0);
-    return {of_tensor * g.channels + channel, of_tensor, 0, int(lane), row < rows ? width : 0, channel, set};
+    const int row = (round * plane_slots + k) * int(row_threads) + int(row_thread);
+    const int index = recomputed(int(lane));
+    if (row >= rows) return {base, first_row, 0, index, 0, channel, set};
+    // A slab has fewer than 2^31 elements (plane_arguments.h).
+    return {base + row * g.channels, first_row + row, 0, index, width, channel, set};
   }
   __device__ __forceinline__ unsigned entries() const { return unsigned(width); }
   __device__ __forceinline__ unsigned first_entry() const { return 0; }
@@ -272,7 +277,7 @@ struct PlaneShared {
   Entry<A>* sets;     // of the task: what the combine step found
   Entry<A>* inbox;    // [block of the cluster][set], written by the other blocks
   A* tree;            // ChannelsLast, finish_tile
-  A* columns;         // ChannelsLast, [value][channel of the tile]: what load_columns hands out
+  A* columns;         // ChannelsLast, [value][channel of the tile]: see fill_columns
 
   __device__ __forceinline__ PlaneShared(const PlaneGeometry& g, unsigned char* bytes, bool cluster_team) {
     rounds = reinterpret_cast<uint4*>(bytes);
@@ -342,15 +347,16 @@ __device__ __forceinline__ A pick(const A (&values)[COUNT], int j) {  // the onl
   return values[COUNT == 1 ? 0 : j];
 }
 
-// ChannelsLast: of(channel of the tile) says what it is normalised with; every thread receives that of its N channels.
-// The block finds them together, because each is the business of many threads. VALUES: how many of Coefficients' five.
+// ChannelsLast: of(channel of the tile) says what it is normalised with. The block finds that out together, because each
+// channel is the business of many threads; a thread then reads its N channels' from shared memory once a round: to keep
+// them in registers while a round is loaded would not leave room for that. VALUES: how many of Coefficients' five.
 template <int VALUES, class T, Team TEAM, class Of>
-__device__ __forceinline__ Coefficients<Accumulator<T>, Packed<T>::size> load_columns(
-    const Slab<T, Layout::ChannelsLast, TEAM>& slab, const PlaneShared<T>& shared, Of of) {
+__device__ __forceinline__ void fill_columns(const Slab<T, Layout::ChannelsLast, TEAM>& slab,
+                                             const PlaneShared<T>& shared, Of of) {
   using A = Accumulator<T>;
-  constexpr int N = Packed<T>::size;
-  const int stride = slab.g.lanes * N;
+  const int stride = slab.g.lanes * Packed<T>::size;
   __syncthreads();  // the previous ones have been read
+#pragma unroll 1
   for (int local = int(threadIdx.x); local < stride; local += int(blockDim.x)) {
     const Coefficients<A, 1> one = local < slab.width ? of(local) : Coefficients<A, 1>{};
     const A values[column_values] = {one.mean[0], one.scale[0], one.bias[0], one.slope[0], one.offset[0]};
@@ -358,14 +364,19 @@ __device__ __forceinline__ Coefficients<Accumulator<T>, Packed<T>::size> load_co
     for (int i = 0; i < VALUES; ++i) shared.columns[i * stride + local] = values[i];
   }
   __syncthreads();
-  Coefficients<A, N> c = {};
-  const A* const mine = shared.columns + slab.lane * N;
+}
+template <int VALUES, class T, Team TEAM>
+__device__ __forceinline__ void read_columns(const Slab<T, Layout::ChannelsLast, TEAM>& slab,
+                                             const PlaneShared<T>& shared,
+                                             Coefficients<Accumulator<T>, Packed<T>::size>& c) {
+  constexpr int N = Packed<T>::size;
+  const int stride = slab.g.lanes * N;
+  const Accumulator<T>* const mine = shared.columns + slab.lane * N;
 #pragma unroll
   for (int j = 0; j < N; ++j) {
     c.mean[j] = mine[j], c.scale[j] = mine[stride + j], c.bias[j] = mine[2 * stride + j];
     if constexpr (VALUES == column_values) c.slope[j] = mine[3 * stride + j], c.offset[j] = mine[4 * stride + j];
   }
-  return c;
 }
 
 }  // namespace torchfastnorm::cuda

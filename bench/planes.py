@@ -1,0 +1,22 @@
+"""Bytes that the norms of feature maps have to move: each input read once, each output written once."""
+
+from __future__ import annotations
+
+import math
+
+from .harness import Traffic
+
+
+def traffic(
+    direction: str, sizes: tuple[int, ...], size: int, sets: int, residual: bool = False, training: bool | None = None
+) -> Traffic:
+    """`sets`: numbers of mean and of rstd. `training`: whether running statistics are updated (None: there are none).
+
+    A fused activation moves nothing: its derivative is computed again from x and, where there is one, the residual.
+    """
+    maps, parameter, statistics = math.prod(sizes) * size, sizes[1] * size, 2 * sets * max(4, size)
+    inputs, read, updated = 1 + residual, training is not None, training is True
+    if direction == "forward":  # x (, residual), weight, bias (, running) -> y, mean, rstd (, running)
+        return Traffic(inputs * maps + (2 + 2 * read) * parameter, maps + statistics + 2 * updated * parameter)
+    # grad_y, x (, residual), mean, rstd, weight (, bias) -> grad_x (, grad_residual), grad_weight, grad_bias
+    return Traffic((1 + inputs) * maps + statistics + inputs * parameter, inputs * maps + 2 * parameter)
