@@ -28,7 +28,7 @@ inline PlaneBackwardKernels plane_backward_kernels(const PlaneBackwardCall& call
     using First = FirstBackward<decltype(element)>;
     using Last = LastBackward<decltype(element)>;
     return {First::sets, First::blocks, First::finish, First::pieces, Last::scratch,
-            Last::units, Last::sums,    Last::finish,  Last::tiles,   parameter_gradients};
+            Last::parts, Last::sums,    Last::finish,  Last::tiles,   parameter_gradients};
   });
 }
 

@@ -40,17 +40,15 @@ struct FirstBackward {
     const Activation activation = call.arguments->activation;
     const Channel from = channel_of(call, channel, set, block.begin, block.mask_begin);
     const Vector<A> mean = splat(from.mean), scale = splat(from.scale), bias = splat(from.bias);
-    const T* const grad_x = static_cast<const T*>(call.arguments->grad_x);
     const int64_t stride = block.stride, mask_stride = block.mask_stride;
     const bool scattered = call.geometry.batch && call.geometry.spatial * int64_t(sizeof(T)) <= kShortPlane;
-    const int64_t ahead = scattered ? call.geometry.spatial * int64_t(sizeof(T)) : 0;
+    const int64_t ahead = scattered ? call.geometry.spatial * int64_t(sizeof(T)) : kReadAhead;
     double totals[2];
     sum_segments<A>(block.segments, block.count, totals,
                     [=, &from](int64_t segment, int64_t c, auto lanes, Vector<A>* s) __attribute__((always_inline)) {
                       const int64_t i = segment * stride + c;
                       fetch_to_read(from.grad_y + i, ahead);
                       fetch_to_read(from.x + i, ahead);
-                      fetch_to_write(grad_x, grad_x ? (block.begin + i) * int64_t(sizeof(T)) : 0);
                       Vector<A> d = load(from.x + i, lanes) - mean;
                       Vector<A> g =
                           gradient<FOLLOW, A>(from.grad_y, from.residual, d, scale, bias, activation, i, lanes);
@@ -80,6 +78,7 @@ struct FirstBackward {
       T* const grad_x = a.grad_x ? static_cast<T*>(a.grad_x) + block.begin + skipped : nullptr;
       T* const grad_residual = a.grad_residual ? static_cast<T*>(a.grad_residual) + block.begin + skipped : nullptr;
       for_columns<A>(block.count, [=, &a](int64_t c, auto lanes) __attribute__((always_inline)) {
+        fetch_to_write(grad_x, grad_x ? c * int64_t(sizeof(T)) + kWriteAhead : 0);
         const Vector<A> d = load(x + c, lanes) - mean;
         Vector<A> g = gradient<FOLLOW, A>(grad_y, residual, d, scale, bias, a.activation, c, lanes);
         Vector<A> result = scale * g + (of_d * d + constant);

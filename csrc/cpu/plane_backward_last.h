@@ -56,49 +56,59 @@ struct LastBackward {
   }
 
   template <Follow FOLLOW, int ROWS>
-  static __attribute__((noinline)) void accumulate(const Data& data, int64_t stride, int64_t columns, Parameters& p,
-                                                   Activation activation) {
-    for_columns<A>(columns, [=, &p](int64_t c, auto lanes) __attribute__((always_inline)) {
-      const Vector<A> mean = load(p.mean + c, Whole{}), scale = load(p.scale + c, Whole{});
-      const Vector<A> bias = load(p.bias + c, Whole{});
-      Vector<A> sum[2]{}, centered[2]{};
-      repeat<ROWS>([&](auto row) __attribute__((always_inline)) {
-        const int64_t i = row * stride + c;
-        const Vector<A> d = load(data.x + i, lanes) - mean;
-        const Vector<A> g = gradient<FOLLOW, A>(data.grad_y, data.residual, d, scale, bias, activation, i, lanes);
-        sum[row % 2] += g;
-        centered[row % 2] += g * d;
+  static __attribute__((noinline)) void accumulate(const Data& data, int64_t rows, int64_t stride, int64_t columns,
+                                                   Parameters& p, Activation activation) {
+    const int64_t read_ahead = rows_ahead<T>(kReadAhead, ROWS, stride) * int64_t(sizeof(T));
+    for (int64_t begin = 0; begin < rows * stride; begin += ROWS * stride)
+      for_columns<A>(columns, [=, &data, &p](int64_t c, auto lanes) __attribute__((always_inline)) {
+        const Vector<A> mean = load(p.mean + c, Whole{}), scale = load(p.scale + c, Whole{});
+        const Vector<A> bias = load(p.bias + c, Whole{});
+        Vector<A> sum[2]{}, centered[2]{};
+        repeat<ROWS>([&](auto row) __attribute__((always_inline)) {
+          const int64_t i = begin + row * stride + c;
+          fetch_to_read(data.x + i, read_ahead);
+          fetch_to_read(data.grad_y + i, read_ahead);
+          const Vector<A> d = load(data.x + i, lanes) - mean;
+          const Vector<A> g = gradient<FOLLOW, A>(data.grad_y, data.residual, d, scale, bias, activation, i, lanes);
+          sum[row % 2] += g;
+          centered[row % 2] += g * d;
+        });
+        store(p.sums + c, load(p.sums + c, Whole{}) + (sum[0] + sum[1]), Whole{});
+        store(p.centered + c, load(p.centered + c, Whole{}) + (centered[0] + centered[1]), Whole{});
       });
-      store(p.sums + c, load(p.sums + c, Whole{}) + (sum[0] + sum[1]), Whole{});
-      store(p.centered + c, load(p.centered + c, Whole{}) + (centered[0] + centered[1]), Whole{});
-    });
   }
 
   template <Follow FOLLOW, int ROWS>
-  static __attribute__((noinline)) void apply(const Data& data, int64_t stride, int64_t columns, const Parameters& p,
-                                              Activation activation) {
-    for_columns<A>(columns, [=, &p](int64_t c, auto lanes) __attribute__((always_inline)) {
-      const Vector<A> mean = load(p.mean + c, Whole{}), scale = load(p.scale + c, Whole{});
-      const Vector<A> bias = load(p.bias + c, Whole{});
-      const Vector<A> of_d = load(p.of_d + c, Whole{}), constant = load(p.constant + c, Whole{});
-      repeat<ROWS>([&](auto row) __attribute__((always_inline)) {
-        const int64_t i = row * stride + c;
-        const Vector<A> d = load(data.x + i, lanes) - mean;
-        const Vector<A> g = gradient<FOLLOW, A>(data.grad_y, data.residual, d, scale, bias, activation, i, lanes);
-        if (data.grad_residual) store(data.grad_residual + i, g, lanes);
-        if (data.grad_x) store(data.grad_x + i, Vector<A>(scale * g + (of_d * d + constant)), lanes);
+  static __attribute__((noinline)) void apply(const Data& data, int64_t rows, int64_t stride, int64_t columns,
+                                              const Parameters& p, Activation activation) {
+    const int64_t read_ahead = rows_ahead<T>(kReadAhead, ROWS, stride) * int64_t(sizeof(T));
+    const int64_t write_ahead = rows_ahead<T>(kWriteAhead, ROWS, stride) * int64_t(sizeof(T));
+    for (int64_t begin = 0; begin < rows * stride; begin += ROWS * stride)
+      for_columns<A>(columns, [=, &data, &p](int64_t c, auto lanes) __attribute__((always_inline)) {
+        const Vector<A> mean = load(p.mean + c, Whole{}), scale = load(p.scale + c, Whole{});
+        const Vector<A> bias = load(p.bias + c, Whole{});
+        const Vector<A> of_d = load(p.of_d + c, Whole{}), constant = load(p.constant + c, Whole{});
+        repeat<ROWS>([&](auto row) __attribute__((always_inline)) {
+          const int64_t i = begin + row * stride + c;
+          fetch_to_read(data.x + i, read_ahead);
+          fetch_to_read(data.grad_y + i, read_ahead);
+          fetch_to_write(data.grad_x, data.grad_x ? i * int64_t(sizeof(T)) + write_ahead : 0);
+          const Vector<A> d = load(data.x + i, lanes) - mean;
+          const Vector<A> g = gradient<FOLLOW, A>(data.grad_y, data.residual, d, scale, bias, activation, i, lanes);
+          if (data.grad_residual) store(data.grad_residual + i, g, lanes);
+          if (data.grad_x) store(data.grad_x + i, Vector<A>(scale * g + (of_d * d + constant)), lanes);
+        });
       });
-    });
   }
 
   template <Follow FOLLOW>
   static void sum_rows(const Call& call, const Data& data, int64_t begin, int64_t end, int64_t width, Parameters& p) {
     const int64_t stride = call.geometry.channels;
-    for (int64_t c = 0; c < kTile; ++c) p.sums[c] = p.centered[c] = 0;
+    for (int64_t c = 0; c < whole_lanes<A>(width); ++c) p.sums[c] = p.centered[c] = 0;
     for_rows<FOLLOW == Follow::Anything ? 1 : kAccumulated>(
-        data.mask, begin, end, [&](auto rows, int64_t row) __attribute__((always_inline)) {
-          accumulate<FOLLOW, decltype(rows)::value>(at_row(data, row, stride), stride, width, p,
-                                                    call.arguments->activation);
+        data.mask, begin, end, [&](auto at_once, int64_t row, int64_t rows) __attribute__((always_inline)) {
+          accumulate<FOLLOW, decltype(at_once)::value>(at_row(data, row, stride), rows, stride, width, p,
+                                                       call.arguments->activation);
         });
   }
 
@@ -107,8 +117,9 @@ struct LastBackward {
                          const Parameters& p) {
     const int64_t stride = call.geometry.channels;
     for_rows<FOLLOW == Follow::Anything ? 1 : kApplied>(
-        data.mask, begin, end, [&](auto rows, int64_t row) __attribute__((always_inline)) {
-          apply<FOLLOW, decltype(rows)::value>(at_row(data, row, stride), stride, width, p, call.arguments->activation);
+        data.mask, begin, end, [&](auto at_once, int64_t row, int64_t rows) __attribute__((always_inline)) {
+          apply<FOLLOW, decltype(at_once)::value>(at_row(data, row, stride), rows, stride, width, p,
+                                                  call.arguments->activation);
         });
     for (int64_t row = begin; data.mask && row < end; ++row) {
       if (data.mask[row]) continue;
@@ -145,7 +156,8 @@ struct LastBackward {
     const Data data = data_of(call, slab, columns);
     const Rows rows = rows_of(call.geometry, chunk);
     Parameters p;
-    double of_chunk[2][kTile] = {};
+    double of_chunk[2][kTile];
+    for (int64_t c = 0; c < width; ++c) of_chunk[0][c] = of_chunk[1][c] = 0;
     load_parameters(call, slab, columns, p);
     for (int64_t strip = rows.begin; strip < rows.end; strip += kStrip) {
       const int64_t strip_end = strip + kStrip < rows.end ? strip + kStrip : rows.end;
@@ -164,21 +176,19 @@ struct LastBackward {
     }
   }
 
-  static void finish_columns(const Call& call, int64_t slab, Columns columns, const double* centered,
-                             const double* sums) {
+  static void finish_slab(const Call& call, int64_t slab, const double* centered, const double* sums) {
     const PlaneGeometry& g = call.geometry;
     const bool first = slab % slabs_per_part(g) == 0;
     double* const of_part = call.of_parts + slab / slabs_per_part(g) * 2 * g.channels;
-    for (int64_t set_begin = columns.begin; set_begin < columns.end; set_begin += g.per_set) {
-      const int64_t set = slab * g.groups + set_begin / g.per_set;
+    for (int64_t group = 0; group < g.groups; ++group) {
+      const int64_t set = slab * g.groups + group;
       const double rstd = double(static_cast<const A*>(call.arguments->rstd)[set]);
       GradientSums of_set{};
-      for (int64_t channel = set_begin; channel < set_begin + g.per_set; ++channel) {
-        const double weight = double(static_cast<const A*>(call.weight)[channel]);
-        const double of_d = centered[channel - columns.begin], of_g = sums[channel - columns.begin];
-        of_part[channel] = first ? of_d * rstd : of_part[channel] + of_d * rstd;
-        of_part[g.channels + channel] = first ? of_g : of_part[g.channels + channel] + of_g;
-        of_set = {of_set.g + weight * of_g, of_set.g_centered + weight * of_d};
+      for (int64_t channel = group * g.per_set; channel < (group + 1) * g.per_set; ++channel) {
+        const double weight = double(static_cast<const A*>(call.weight)[channel]), of_weight = centered[channel] * rstd;
+        of_part[channel] = first ? of_weight : of_part[channel] + of_weight;
+        of_part[g.channels + channel] = first ? sums[channel] : of_part[g.channels + channel] + sums[channel];
+        of_set = {of_set.g + weight * sums[channel], of_set.g_centered + weight * centered[channel]};
       }
       finish_set<A>(call, set, of_set, call.counts[slab] * double(g.per_set));
     }
@@ -191,35 +201,27 @@ struct LastBackward {
     kernels.apply(call, data_of(call, slab, columns), rows.begin, rows.end, columns.end - columns.begin, p);
   }
 
-  static int64_t scratch(int64_t columns) { return 2 * columns * int64_t(sizeof(double)); }
+  static int64_t scratch(const PlaneGeometry& g) { return 2 * g.channels * int64_t(sizeof(double)); }
 
-  static void unit(const Call& call, const Kernels& kernels, int64_t slab, Columns columns, double* scratch) {
+  static void slab(const Call& call, const Kernels& kernels, int64_t slab, double* centered) {
     const PlaneGeometry& g = call.geometry;
-    const int64_t width = columns.end - columns.begin;
-    double *const centered = scratch, *const sums = scratch + width;
-    const auto tile = [&](int64_t c) -> Columns {
-      return {columns.begin + c, columns.begin + (c + kTile < width ? c + kTile : width)};
-    };
-    for (int64_t c = 0; c < 2 * width; ++c) scratch[c] = 0;
+    double* const sums = centered + g.channels;
+    for (int64_t c = 0; c < 2 * g.channels; ++c) centered[c] = 0;
     for (int64_t chunk = 0; chunk < chunk_count(g); ++chunk)
-      for (int64_t c = 0; c < width; c += kTile)
-        chunk_sums(call, kernels, slab, chunk, tile(c), /*add=*/true, centered + c, sums + c);
-    finish_columns(call, slab, columns, centered, sums);
+      for (int64_t tile = 0; tile < tile_count(g); ++tile) {
+        const Columns columns = tile_of(g, tile);
+        chunk_sums(call, kernels, slab, chunk, columns, /*add=*/true, centered + columns.begin, sums + columns.begin);
+      }
+    finish_slab(call, slab, centered, sums);
     for (int64_t chunk = chunk_count(g) - 1; call.apply && chunk >= 0; --chunk)
-      for (int64_t c = 0; c < width; c += kTile) apply_chunk(call, kernels, slab, chunk, tile(c));
+      for (int64_t tile = 0; tile < tile_count(g); ++tile) apply_chunk(call, kernels, slab, chunk, tile_of(g, tile));
   }
 
-  static void units(const Call& call, int64_t begin, int64_t end, void* scratch) {
+  static void parts(const Call& call, int64_t begin, int64_t end, void* scratch) {
     const PlaneGeometry& g = call.geometry;
     const Kernels kernels = kernels_of(call);
-    const int64_t per_slab = (g.channels + call.unit_columns - 1) / call.unit_columns;
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t first = i / per_slab * slabs_per_part(g), last = first + slabs_per_part(g);
-      const int64_t column = i % per_slab * call.unit_columns, column_end = column + call.unit_columns;
-      for (int64_t slab = first; slab < last && slab < g.slabs; ++slab)
-        unit(call, kernels, slab, {column, column_end < g.channels ? column_end : g.channels},
-             static_cast<double*>(scratch));
-    }
+    for (int64_t i = begin * slabs_per_part(g); i < end * slabs_per_part(g) && i < g.slabs; ++i)
+      slab(call, kernels, i, static_cast<double*>(scratch));
   }
 
   static void sums(const Call& call, int64_t begin, int64_t end) {
@@ -240,7 +242,7 @@ struct LastBackward {
     for (int64_t c = 0; c < 2 * g.channels; ++c) totals[c] = 0;
     for (int64_t chunk = slab * chunk_count(g); chunk < (slab + 1) * chunk_count(g); ++chunk)
       for (int64_t c = 0; c < 2 * g.channels; ++c) totals[c] += call.of_chunks[chunk * 2 * g.channels + c];
-    finish_columns(call, slab, {0, g.channels}, totals, totals + g.channels);
+    finish_slab(call, slab, totals, totals + g.channels);
   }
 
   static void tiles(const Call& call, int64_t begin, int64_t end) {

@@ -52,7 +52,7 @@ inline PlaneForwardKernels plane_forward_kernels(const PlaneForwardCall& call) {
             First::finish,
             First::pieces,
             Last::scratch,
-            Last::units,
+            Last::slabs,
             Last::moments,
             Last::finish,
             Last::tiles};

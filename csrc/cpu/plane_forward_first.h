@@ -3,12 +3,15 @@
 // Memory: where a thread takes a whole set, its planes are read for the statistics and found in cache, last plane
 // first, when y is written. In phases (fewer sets than threads) x is read twice.
 //
-// Statistics: a block's mean first, then sums of d = x - mean and of d * d from the first-level cache; sum(d), zero but
-// for the rounding of the mean, corrects both. Blocks are merged in double: as in row_forward.h.
+// Statistics: of a block sums of d = x - shift and d * d, the shift a mean of its first elements, so that the squares
+// that cancel in  sum(d * d) - sum(d)^2 / n  are at most some kBlock / kAsked times what remains. A constant set has
+// variance zero. Blocks are merged in double.
 #pragma once
 #include "plane_loops.h"
 
 namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET {
+
+constexpr int64_t kAsked = 256;  // elements at least, if there are so many, whose mean is the shift of a block
 
 template <class T>
 struct FirstForward {
@@ -19,15 +22,17 @@ struct FirstForward {
   template <bool MASKED>
   static __attribute__((noinline)) Moments block_moments(const Call& call, const PlaneBlock& block, int64_t x_ahead) {
     const T* const x = static_cast<const T*>(call.arguments->x) + block.begin;
-    const T* const y = static_cast<const T*>(call.arguments->y) + block.begin;
     const uint8_t* const mask = MASKED ? call.arguments->mask + block.mask_begin : nullptr;
     const int64_t stride = block.stride, mask_stride = block.mask_stride;
+    // Masked, any element may not count: all are asked for the shift. Else the first ones are, from several planes
+    // where they are short.
+    const int64_t asked = MASKED ? block.segments : (kAsked + block.count - 1) / block.count;
+    const int64_t shift_segments = asked < block.segments ? asked : block.segments;
+    const int64_t shift_count = MASKED || block.count < 2 * kAsked ? block.count : 2 * kAsked;
     double sum[1 + MASKED], sums[2];
-    sum_segments<A>(block.segments, block.count, sum,
+    sum_segments<A>(shift_segments, shift_count, sum,
                     [=](int64_t segment, int64_t c, auto lanes, Vector<A>* s) __attribute__((always_inline)) {
-                      const T* p = x + segment * stride + c;
-                      fetch_to_read(p, x_ahead);
-                      const Vector<A> value = load(p, lanes);
+                      const Vector<A> value = load(x + segment * stride + c, lanes);
                       if constexpr (MASKED) {
                         const uint8_t* of_p = mask + segment * mask_stride + c;
                         s[0] += counted<A>(of_p, value, lanes);
@@ -38,11 +43,12 @@ struct FirstForward {
                     });
     const double count = MASKED ? sum[MASKED] : double(block.segments * block.count);
     if (MASKED && count == 0) return {};
-    const A center = A(sum[0] / count);
+    const A center = A(sum[0] / (MASKED ? count : double(shift_segments * shift_count)));
     sum_segments<A>(block.segments, block.count, sums,
                     [=](int64_t segment, int64_t c, auto lanes, Vector<A>* s) __attribute__((always_inline)) {
-                      fetch_to_write(y + segment * stride + c, 0);
-                      Vector<A> d = keep(load(x + segment * stride + c, lanes) - center, lanes);
+                      const T* const p = x + segment * stride + c;
+                      fetch_to_read(p, x_ahead);
+                      Vector<A> d = keep(load(p, lanes) - center, lanes);
                       if constexpr (MASKED) d = counted<A>(mask + segment * mask_stride + c, d, lanes);
                       s[0] += d;
                       s[1] += d * d;
@@ -59,7 +65,7 @@ struct FirstForward {
       block.segments = 1;
     }
     const bool scattered = g.batch && g.spatial * int64_t(sizeof(T)) <= kShortPlane;
-    return block_moments<false>(call, block, scattered ? g.spatial * int64_t(sizeof(T)) : 0);
+    return block_moments<false>(call, block, scattered ? g.spatial * int64_t(sizeof(T)) : kReadAhead);
   }
 
   // One channel of the samples [begin, end), last first; a span of each plane.
@@ -79,6 +85,7 @@ struct FirstForward {
       const uint8_t* const mask = a.mask ? a.mask + sample * g.spatial + span.begin : nullptr;
       T* const y = static_cast<T*>(a.y) + offset;
       for_columns<A>(span.count, [=, &a](int64_t c, auto lanes) __attribute__((always_inline)) {
+        fetch_to_write(y + c, kWriteAhead);
         Vector<A> v = affine(Vector<A>(load(x + c, lanes) - mean), scale, bias);
         v = followed<FOLLOW, A>(v, residual, a.activation, c, lanes);
         if constexpr (FOLLOW == Follow::Anything)

@@ -9,8 +9,9 @@
 // The shift is a mean of kStrip / 2 rows of the block itself, so the squares that cancel in  sum(d * d) - sum(d)^2 / n
 // are at most some kRowBlock / kStrip times what remains.
 //
-// Memory: a thread takes as many columns as stay in the second-level cache and finds them there for y (units), or
-// whole rows in phases: x is then read twice.
+// Memory: whole rows, always. Columns alone would make better use of a cache, but rows lie at powers of two from each
+// other more often than not, and the columns of all rows then share a few of a cache's sets. What of a slab, or of a
+// thread's chunks, was read last is found in cache for y.
 #pragma once
 #include "plane_loops.h"
 
@@ -19,21 +20,22 @@ namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET {
 constexpr int64_t kStrip = 32;                 // rows summed in A
 constexpr int kAccumulated = 8, kApplied = 4;  // rows at a time
 
-// f(rows, begin) over the counted rows of [begin, end), ROWS at a time where that many follow each other, else one.
+// f(rows at once, begin, rows) over the counted rows of [begin, end): ROWS at once as long as that goes, else one.
 template <int ROWS, class F>
 TFN_INLINE void for_rows(const uint8_t* mask, int64_t begin, int64_t end, F f) {
   for (int64_t row = begin; row < end;) {
-    bool together = row + ROWS <= end;
-    if (mask)
-      for (int64_t i = 0; together && i < ROWS; ++i) together = mask[row + i];
-    if (together) {
-      f(std::integral_constant<int, ROWS>(), row);
-      row += ROWS;
-    } else {
-      if (!mask || mask[row]) f(std::integral_constant<int, 1>(), row);
-      ++row;
-    }
+    int64_t run = row;
+    while (run < end && (!mask || mask[run])) run = mask ? run + 1 : end;
+    const int64_t together = (run - row) / ROWS * ROWS;
+    if (ROWS > 1 && together) f(std::integral_constant<int, ROWS>(), row, together);
+    row += ROWS > 1 ? together : 0;
+    if (row < run) f(std::integral_constant<int, 1>(), row, run - row);
+    for (row = run; row < end && mask && !mask[row];) ++row;
   }
+}
+template <class A>
+TFN_INLINE int64_t whole_lanes(int64_t columns) {
+  return (columns + kLanes<A> - 1) / kLanes<A> * kLanes<A>;
 }
 TFN_INLINE int64_t count_rows(const uint8_t* mask, int64_t begin, int64_t end) {
   if (!mask) return end - begin;
@@ -55,19 +57,24 @@ struct LastForward {
     double wide_sums[kTile], wide_squares[kTile];
   };
 
+  // Sums over `rows` rows, ROWS at a time.
   template <int ROWS>
-  static __attribute__((noinline)) void accumulate(const T* x, int64_t stride, int64_t columns, Tile& tile) {
-    for_columns<A>(columns, [&, x, stride](int64_t c, auto lanes) __attribute__((always_inline)) {
-      const Vector<A> shift = load(tile.shift + c, Whole{});
-      Vector<A> sum[2]{}, square[2]{};
-      repeat<ROWS>([&](auto row) __attribute__((always_inline)) {
-        const Vector<A> d = load(x + row * stride + c, lanes) - shift;
-        sum[row % 2] += d;
-        square[row % 2] += d * d;
+  static __attribute__((noinline)) void accumulate(const T* x, int64_t rows, int64_t stride, int64_t columns,
+                                                   Tile& tile) {
+    const int64_t ahead = rows_ahead<T>(kReadAhead, ROWS, stride) * int64_t(sizeof(T));
+    for (; rows > 0; rows -= ROWS, x += ROWS * stride)
+      for_columns<A>(columns, [&, x, stride, ahead](int64_t c, auto lanes) __attribute__((always_inline)) {
+        const Vector<A> shift = load(tile.shift + c, Whole{});
+        Vector<A> sum[2]{}, square[2]{};
+        repeat<ROWS>([&](auto row) __attribute__((always_inline)) {
+          fetch_to_read(x + row * stride + c, ahead);
+          const Vector<A> d = load(x + row * stride + c, lanes) - shift;
+          sum[row % 2] += d;
+          square[row % 2] += d * d;
+        });
+        store(tile.sums + c, load(tile.sums + c, Whole{}) + (sum[0] + sum[1]), Whole{});
+        store(tile.squares + c, load(tile.squares + c, Whole{}) + (square[0] + square[1]), Whole{});
       });
-      store(tile.sums + c, load(tile.sums + c, Whole{}) + (sum[0] + sum[1]), Whole{});
-      store(tile.squares + c, load(tile.squares + c, Whole{}) + (square[0] + square[1]), Whole{});
-    });
   }
 
   // mean[0, columns) and squares of one chunk of rows; returns how many rows count.
@@ -81,10 +88,11 @@ struct LastForward {
     const int64_t end = begin + chunk_rows(g) < g.rows() ? begin + chunk_rows(g) : g.rows();
     alignas(64) Tile tile;
     const auto add_rows = [&](int64_t from, int64_t to) __attribute__((always_inline)) {
-      for (int64_t c = 0; c < kTile; ++c) tile.sums[c] = tile.squares[c] = 0;
-      for_rows<kAccumulated>(mask, from, to, [&](auto rows, int64_t row) __attribute__((always_inline)) {
-        accumulate<decltype(rows)::value>(x + row * stride, stride, width, tile);
-      });
+      for (int64_t c = 0; c < whole_lanes<A>(width); ++c) tile.sums[c] = tile.squares[c] = 0;
+      for_rows<kAccumulated>(mask, from, to,
+                             [&](auto at_once, int64_t row, int64_t rows) __attribute__((always_inline)) {
+                               accumulate<decltype(at_once)::value>(x + row * stride, rows, stride, width, tile);
+                             });
     };
     for (int64_t c = 0; c < width; ++c) mean[c] = squares[c] = 0;
     double merged = 0;
@@ -136,15 +144,14 @@ struct LastForward {
     return merged + count;
   }
 
-  // The sets of some whole columns, from the moments of each column.
-  static void finish_columns(const Call& call, int64_t slab, Columns columns, double count, const double* mean,
-                             const double* squares) {
+  // The sets of a slab, from the moments of each column.
+  static void finish_slab(const Call& call, int64_t slab, double count, const double* mean, const double* squares) {
     const PlaneGeometry& g = call.geometry;
-    for (int64_t c = columns.begin; c < columns.end; c += g.per_set) {
+    for (int64_t group = 0; group < g.groups; ++group) {
       Moments moments{};
-      for (int64_t i = c - columns.begin; i < c - columns.begin + g.per_set; ++i)
-        moments = merge_two(moments, {count, mean[i], squares[i]});
-      finish_set<A>(call, slab * g.groups + c / g.per_set, moments);
+      for (int64_t c = group * g.per_set; c < (group + 1) * g.per_set; ++c)
+        moments = merge_two(moments, {count, mean[c], squares[c]});
+      finish_set<A>(call, slab * g.groups + group, moments);
     }
   }
 
@@ -153,17 +160,22 @@ struct LastForward {
   };
 
   template <Follow FOLLOW, int ROWS>
-  static __attribute__((noinline)) void apply(const T* x, const T* residual, T* y, int64_t stride, int64_t columns,
-                                              const Parameters& p, Activation activation) {
-    for_columns<A>(columns, [=, &p](int64_t c, auto lanes) __attribute__((always_inline)) {
-      const Vector<A> mean = load(p.mean + c, Whole{}), scale = load(p.scale + c, Whole{});
-      const Vector<A> bias = load(p.bias + c, Whole{});
-      repeat<ROWS>([&](auto row) __attribute__((always_inline)) {
-        const int64_t i = row * stride + c;
-        const Vector<A> v = affine(Vector<A>(load(x + i, lanes) - mean), scale, bias);
-        store(y + i, followed<FOLLOW, A>(v, residual, activation, i, lanes), lanes);
+  static __attribute__((noinline)) void apply(const T* x, const T* residual, T* y, int64_t rows, int64_t stride,
+                                              int64_t columns, const Parameters& p, Activation activation) {
+    const int64_t read_ahead = rows_ahead<T>(kReadAhead, ROWS, stride) * int64_t(sizeof(T));
+    const int64_t write_ahead = rows_ahead<T>(kWriteAhead, ROWS, stride) * int64_t(sizeof(T));
+    for (int64_t begin = 0; begin < rows * stride; begin += ROWS * stride)
+      for_columns<A>(columns, [=, &p](int64_t c, auto lanes) __attribute__((always_inline)) {
+        const Vector<A> mean = load(p.mean + c, Whole{}), scale = load(p.scale + c, Whole{});
+        const Vector<A> bias = load(p.bias + c, Whole{});
+        repeat<ROWS>([&](auto row) __attribute__((always_inline)) {
+          const int64_t i = begin + row * stride + c;
+          fetch_to_read(x + i, read_ahead);
+          fetch_to_write(y + i, write_ahead);
+          const Vector<A> v = affine(Vector<A>(load(x + i, lanes) - mean), scale, bias);
+          store(y + i, followed<FOLLOW, A>(v, residual, activation, i, lanes), lanes);
+        });
       });
-    });
   }
 
   // Rows [begin, end) of a slab, at most kTile columns.
@@ -186,10 +198,10 @@ struct LastForward {
     const T* const residual = a.residual ? static_cast<const T*>(a.residual) + offset : nullptr;
     T* const y = static_cast<T*>(a.y) + offset;
     for_rows<FOLLOW == Follow::Anything ? 1 : kApplied>(
-        mask, begin, end, [&](auto rows, int64_t row) __attribute__((always_inline)) {
+        mask, begin, end, [&](auto at_once, int64_t row, int64_t rows) __attribute__((always_inline)) {
           const int64_t i = row * g.channels;
-          apply<FOLLOW, decltype(rows)::value>(x + i, residual ? residual + i : nullptr, y + i, g.channels, width, p,
-                                               a.activation);
+          apply<FOLLOW, decltype(at_once)::value>(x + i, residual ? residual + i : nullptr, y + i, rows, g.channels,
+                                                  width, p, a.activation);
         });
     for (int64_t row = begin; mask && row < end; ++row)
       if (!mask[row]) std::memset(y + row * g.channels, 0, size_t(width) * sizeof(T));
@@ -199,36 +211,28 @@ struct LastForward {
     return by_follow(follow_of(*call.arguments), [](auto follow) { return apply_rows<decltype(follow)::value>; });
   }
 
-  // Of the columns of a unit: moments, and the moments of one chunk.
-  static int64_t scratch(int64_t columns) { return 4 * columns * int64_t(sizeof(double)); }
+  // Of all columns: moments, and the moments of one chunk.
+  static int64_t scratch(const PlaneGeometry& g) { return 4 * g.channels * int64_t(sizeof(double)); }
 
-  static void units(const Call& call, int64_t begin, int64_t end, void* scratch) {
+  static void slabs(const Call& call, int64_t begin, int64_t end, void* scratch) {
     const PlaneGeometry& g = call.geometry;
     const auto apply_to = apply_of(call);
-    const int64_t per_slab = (g.channels + call.unit_columns - 1) / call.unit_columns;
     double* const mean = static_cast<double*>(scratch);
-    double* const squares = mean + call.unit_columns;
-    double* const chunk_mean = squares + call.unit_columns;
-    double* const chunk_squares = chunk_mean + call.unit_columns;
-    for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t slab = unit / per_slab, first = unit % per_slab * call.unit_columns;
-      const Columns columns{first, first + call.unit_columns < g.channels ? first + call.unit_columns : g.channels};
-      const int64_t width = columns.end - columns.begin;
+    double *const squares = mean + g.channels, *const next = squares + g.channels;
+    for (int64_t slab = begin; slab < end; ++slab) {
       double count = 0;
-      for (int64_t c = 0; c < width; ++c) mean[c] = squares[c] = 0;
+      for (int64_t c = 0; c < 2 * g.channels; ++c) mean[c] = 0;
       for (int64_t chunk = 0; chunk < chunk_count(g); ++chunk) {
-        double chunk_rows = 0;
-        for (int64_t c = 0; c < width; c += kTile) {
-          const int64_t tile_end = c + kTile < width ? c + kTile : width;
-          chunk_rows =
-              chunk_moments(call, slab, chunk, {first + c, first + tile_end}, chunk_mean + c, chunk_squares + c);
+        double rows = 0;
+        for (int64_t tile = 0; tile < tile_count(g); ++tile) {
+          const Columns columns = tile_of(g, tile);
+          rows = chunk_moments(call, slab, chunk, columns, next + columns.begin, next + g.channels + columns.begin);
         }
-        count = merge_chunk(count, mean, squares, chunk_rows, chunk_mean, chunk_squares, width);
+        count = merge_chunk(count, mean, squares, rows, next, next + g.channels, g.channels);
       }
-      finish_columns(call, slab, columns, count, mean, squares);
+      finish_slab(call, slab, count, mean, squares);
       for (int64_t chunk = chunk_count(g) - 1; chunk >= 0; --chunk)
-        for (int64_t c = 0; c < width; c += kTile)
-          apply_chunk(call, apply_to, slab, chunk, {first + c, first + (c + kTile < width ? c + kTile : width)});
+        for (int64_t tile = 0; tile < tile_count(g); ++tile) apply_chunk(call, apply_to, slab, chunk, tile_of(g, tile));
     }
   }
 
@@ -262,7 +266,7 @@ struct LastForward {
       const double* const next = call.of_chunks + chunk * 2 * g.channels;
       count = merge_chunk(count, mean, squares, call.counts[chunk], next, next + g.channels, g.channels);
     }
-    finish_columns(call, slab, {0, g.channels}, count, mean, squares);
+    finish_slab(call, slab, count, mean, squares);
   }
 
   // Last first: what was read last may still be in cache.

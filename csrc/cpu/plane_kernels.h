@@ -77,11 +77,10 @@ inline PlaneBlock block_of(const Planes& planes, const Cut& cut, int64_t spatial
 
 // ---- channels last
 
-constexpr int64_t kTile = 512;           // columns: what is kept of a column stays in the first-level cache
-constexpr int64_t kRowBlock = 128;       // rows summed around one shift
-constexpr int64_t kMostChunks = 64;      // of rows
-constexpr int64_t kMostSlabParts = 64;   // chunks of slabs, whose sums of grad_weight and grad_bias are merged
-constexpr int64_t kUnitBytes = 1 << 20;  // what one thread normalises at a time should stay in the second-level cache
+constexpr int64_t kTile = 512;          // columns: what is kept of a column stays in the first-level cache
+constexpr int64_t kRowBlock = 128;      // rows summed around one shift
+constexpr int64_t kMostChunks = 64;     // of rows
+constexpr int64_t kMostSlabParts = 64;  // chunks of slabs, whose sums of grad_weight and grad_bias are merged
 
 inline int64_t chunk_rows(const PlaneGeometry& g) {
   const int64_t even = (g.rows() + kMostChunks - 1) / kMostChunks;
@@ -114,7 +113,6 @@ struct PlaneForwardCall {
   Moments* of_blocks;         // channels first, in phases: (sets, blocks)
   double* of_chunks;          // channels last, in phases: (slabs, chunks, 2, channels): mean, squares
   double* counts;             // channels last, in phases: (slabs, chunks)
-  int64_t unit_columns;       // channels last, by units: whole sets; the last unit may have fewer
 };
 
 // [begin, end) counts sets, blocks, ... of the whole call, the last in the name fastest.
@@ -125,8 +123,8 @@ struct PlaneForwardKernels {
   void (*first_moments)(const PlaneForwardCall&, int64_t begin, int64_t end);  // blocks
   void (*first_finish)(const PlaneForwardCall&);
   void (*first_apply)(const PlaneForwardCall&, int64_t begin, int64_t end);                // pieces of planes
-  int64_t (*last_scratch)(int64_t columns);                                                // bytes, of one thread
-  void (*last_units)(const PlaneForwardCall&, int64_t begin, int64_t end, void* scratch);  // complete
+  int64_t (*last_scratch)(const PlaneGeometry&);                                           // bytes, of one thread
+  void (*last_slabs)(const PlaneForwardCall&, int64_t begin, int64_t end, void* scratch);  // complete
   void (*last_moments)(const PlaneForwardCall&, int64_t begin, int64_t end);               // tiles of chunks
   void (*last_finish)(const PlaneForwardCall&, int64_t slab, void* scratch);
   void (*last_apply)(const PlaneForwardCall&, int64_t begin, int64_t end);  // tiles of chunks
@@ -142,7 +140,6 @@ struct PlaneBackwardCall {
   double* of_parts;           // (slab parts, 2, channels): sums of g * x_hat and of g
   GradientSums* of_blocks;    // channels first, in phases: (slabs, channels, blocks)
   double* of_chunks;          // channels last, in phases: (slabs, chunks, 2, channels): sums of g * (x - mean), g
-  int64_t unit_columns;       // channels last, by units
   bool sums, apply;           // are the sums needed; is grad_x or grad_residual
 };
 
@@ -150,9 +147,9 @@ struct PlaneBackwardKernels {
   void (*first_sets)(const PlaneBackwardCall&, int64_t begin, int64_t end);  // groups of slab parts, complete
   void (*first_sums)(const PlaneBackwardCall&, int64_t begin, int64_t end);  // blocks of channels
   void (*first_finish)(const PlaneBackwardCall&);
-  void (*first_apply)(const PlaneBackwardCall&, int64_t begin, int64_t end);  // pieces of planes
-  int64_t (*last_scratch)(int64_t columns);
-  void (*last_units)(const PlaneBackwardCall&, int64_t begin, int64_t end, void* scratch);  // units of slab parts
+  void (*first_apply)(const PlaneBackwardCall&, int64_t begin, int64_t end);                // pieces of planes
+  int64_t (*last_scratch)(const PlaneGeometry&);                                            // bytes, of one thread
+  void (*last_parts)(const PlaneBackwardCall&, int64_t begin, int64_t end, void* scratch);  // of slabs, complete
   void (*last_sums)(const PlaneBackwardCall&, int64_t begin, int64_t end);                  // tiles of chunks
   void (*last_finish)(const PlaneBackwardCall&, int64_t slab, void* scratch);
   void (*last_apply)(const PlaneBackwardCall&, int64_t begin, int64_t end);  // tiles of chunks

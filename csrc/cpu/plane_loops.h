@@ -11,6 +11,17 @@ namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET {
 // Planes of fewer bytes than this lie too far apart, in a channel of a batch, for the hardware to fetch ahead.
 constexpr int64_t kShortPlane = 4096;
 
+// How far ahead, in bytes, inputs and outputs are fetched: further than the hardware does by itself (measured: a third
+// of the time of a pass that writes, a tenth of one that reads). An address beyond the end does no harm.
+constexpr int64_t kReadAhead = 8192, kWriteAhead = 4096;
+
+// The same in elements, where groups of `rows` rows follow each other.
+template <class T>
+TFN_INLINE int64_t rows_ahead(int64_t bytes, int64_t rows, int64_t stride) {
+  const int64_t group = rows * stride * int64_t(sizeof(T));
+  return (bytes + group - 1) / group * rows * stride;
+}
+
 // Of one channel, broadcast to a vector's lanes or a vector of channels: y = (x - mean) * scale + bias.
 enum class Follow { Nothing, Relu, Anything };
 

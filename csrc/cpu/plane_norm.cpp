@@ -1,9 +1,9 @@
 // Who computes what, for BatchNorm, GroupNorm and InstanceNorm: plane_kernels.h tells how planes are cut.
 //
 //   channels first   sets over threads, complete: statistics, then y from cache
-//   channels last    units over threads, complete: as many whole sets of a slab as stay in cache
+//   channels last    slabs over threads, complete
 //   in phases        blocks, or tiles of chunks of rows, over threads; then the sets; then blocks, or tiles, again:
-//                    where there are too few sets or units, or a unit would be narrower than a cache line or two
+//                    where there are too few sets or slabs
 //
 // Both ways form the same sums and merge them in the same order: results do not depend on the number of threads.
 #include "plane_norm.h"
@@ -47,23 +47,10 @@ bool nothing_to_read(const ARGUMENTS& a) {
 
 // Only this many sets or slabs may be worked on in phases: it needs room for the sums of all.
 constexpr int64_t kMostSets = 1024, kMostSlabs = 64;
-constexpr int64_t kLeastUnitBytes = 128;  // of a row: less wastes what is fetched with it
 
 bool shared_evenly(int64_t items) {
   const int64_t threads = thread_count();
   return (items + threads - 1) / threads * threads * 4 <= items * 5;
-}
-
-// How many columns one thread takes at a time, so that `bytes` for every element of them stay in cache; 0: in phases.
-int64_t unit_columns(const PlaneGeometry& g, int64_t bytes, int64_t of_type) {
-  const int64_t fit = kUnitBytes / std::max<int64_t>(1, g.rows() * bytes);
-  const int64_t step = kLeastUnitBytes / of_type;
-  const int64_t set_step = (step + g.per_set - 1) / g.per_set * g.per_set;
-  int64_t columns = std::max(set_step, fit / set_step * set_step);
-  columns = std::min(columns, g.channels);
-  if (g.batch && fit < columns) return 0;
-  const int64_t items = (g.channels + columns - 1) / columns * slab_parts(g);
-  return g.slabs > kMostSlabs || shared_evenly(items) ? columns : 0;
 }
 
 double weight_of(double momentum, int64_t* batches) {
@@ -122,23 +109,19 @@ void forward_first(const PlaneForwardCall& call, const PlaneForwardKernels& kern
                [&](int64_t begin, int64_t end) { kernels.first_apply(call, begin, end); });
 }
 
-void forward_last(PlaneForwardCall& call, const PlaneForwardKernels& kernels) {
+void forward_last(const PlaneForwardCall& call, const PlaneForwardKernels& kernels) {
   const PlaneGeometry& g = call.geometry;
-  const int64_t type_size = size_of(call.arguments->type);
   const int64_t chunks = g.slabs * chunk_count(g), tiles = chunks * tile_count(g);
   const int64_t tile_elements = std::min(g.rows(), chunk_rows(g)) * std::min(g.channels, kTile);
   if (call.arguments->batch_statistics) {
-    call.unit_columns = unit_columns(g, type_size, type_size);
-    if (call.unit_columns) {
-      const int64_t units = (g.channels + call.unit_columns - 1) / call.unit_columns * g.slabs;
-      return parallel_for(units, g.rows() * call.unit_columns, [&](int64_t begin, int64_t end) {
-        std::vector<char> scratch(size_t(kernels.last_scratch(call.unit_columns)));
-        kernels.last_units(call, begin, end, scratch.data());
+    if (!in_phases(g, false) || (!g.batch && shared_evenly(g.slabs)))
+      return parallel_for(g.slabs, g.rows() * g.channels, [&](int64_t begin, int64_t end) {
+        std::vector<char> scratch(size_t(kernels.last_scratch(g)));
+        kernels.last_slabs(call, begin, end, scratch.data());
       });
-    }
     parallel_for(tiles, tile_elements, [&](int64_t begin, int64_t end) { kernels.last_moments(call, begin, end); });
     parallel_for(g.slabs, g.channels * chunk_count(g), [&](int64_t begin, int64_t end) {
-      std::vector<char> scratch(size_t(kernels.last_scratch(g.channels)));
+      std::vector<char> scratch(size_t(kernels.last_scratch(g)));
       for (int64_t slab = begin; slab < end; ++slab) kernels.last_finish(call, slab, scratch.data());
     });
   }
@@ -181,22 +164,18 @@ void backward_first(const PlaneBackwardCall& call, const PlaneBackwardKernels& k
     parallel_for(blocks, block_elements, [&](int64_t begin, int64_t end) { kernels.first_apply(call, begin, end); });
 }
 
-void backward_last(PlaneBackwardCall& call, const PlaneBackwardKernels& kernels) {
+void backward_last(const PlaneBackwardCall& call, const PlaneBackwardKernels& kernels) {
   const PlaneGeometry& g = call.geometry;
-  const int64_t type_size = size_of(call.arguments->type);
-  call.unit_columns = unit_columns(g, 2 * type_size, type_size);
-  if (call.unit_columns) {
-    const int64_t units = (g.channels + call.unit_columns - 1) / call.unit_columns * slab_parts(g);
-    return parallel_for(units, slabs_per_part(g) * g.rows() * call.unit_columns, [&](int64_t begin, int64_t end) {
-      std::vector<char> scratch(size_t(kernels.last_scratch(call.unit_columns)));
-      kernels.last_units(call, begin, end, scratch.data());
+  if (!in_phases(g, false) || (!g.batch && shared_evenly(slab_parts(g))))
+    return parallel_for(slab_parts(g), slabs_per_part(g) * g.rows() * g.channels, [&](int64_t begin, int64_t end) {
+      std::vector<char> scratch(size_t(kernels.last_scratch(g)));
+      kernels.last_parts(call, begin, end, scratch.data());
     });
-  }
   const int64_t tiles = g.slabs * chunk_count(g) * tile_count(g);
   const int64_t tile_elements = std::min(g.rows(), chunk_rows(g)) * std::min(g.channels, kTile);
   parallel_for(tiles, tile_elements, [&](int64_t begin, int64_t end) { kernels.last_sums(call, begin, end); });
   // One after the other: slabs may add to the same part.
-  std::vector<char> scratch(size_t(kernels.last_scratch(g.channels)));
+  std::vector<char> scratch(size_t(kernels.last_scratch(g)));
   for (int64_t slab = 0; slab < g.slabs; ++slab) kernels.last_finish(call, slab, scratch.data());
   if (call.apply && call.arguments->batch_statistics)
     parallel_for(tiles, tile_elements, [&](int64_t begin, int64_t end) { kernels.last_apply(call, begin, end); });
@@ -223,7 +202,7 @@ int64_t plane_norm_forward_workspace(const PlaneNormForward& a, Sets sets) {
 
 void plane_norm_forward(const PlaneNormForward& a, Sets sets, Stream) {
   Workspace workspace(a.workspace);
-  PlaneForwardCall call = prepare(a, sets, workspace);
+  const PlaneForwardCall call = prepare(a, sets, workspace);
   const PlaneForwardKernels kernels = plane_kernels().forward(call);
   if (!a.batch_statistics) kernels.running_statistics(call);
   if (nothing_to_read(a)) {
@@ -246,7 +225,7 @@ int64_t plane_norm_backward_workspace(const PlaneNormBackward& a, Sets sets) {
 
 void plane_norm_backward(const PlaneNormBackward& a, Sets sets, Stream) {
   Workspace workspace(a.workspace);
-  PlaneBackwardCall call = prepare(a, sets, workspace);
+  const PlaneBackwardCall call = prepare(a, sets, workspace);
   const PlaneBackwardKernels kernels = plane_kernels().backward(call);
   const PlaneGeometry& g = call.geometry;
   count(call, call.counts);
