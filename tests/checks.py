@@ -20,6 +20,8 @@ class Expected:
     scale: Tensor  # fp64, what the accumulator's errors are proportional to
     dtype: torch.dtype  # that the result must have
     accumulator: torch.dtype
+    geometry: str = "row"
+    rounded_to: torch.dtype | None = None  # a coarser dtype that the result passes through
 
 
 def oracle(case: Case) -> dict[str, Expected]:
@@ -84,14 +86,14 @@ def error_over_bound(name: str, result: Tensor, expected: Expected) -> Tensor:
     assert result.dtype == expected.dtype, f"{name}: dtype {result.dtype}, expected {expected.dtype}"
     assert result.shape == expected.value.shape, f"{name}: shape {result.shape}, expected {expected.value.shape}"
     value, actual = expected.value, result.cpu().double()
-    bound = bound_of(name, expected.accumulator)
-    kind = torch.finfo(expected.dtype)
+    bound = bound_of(name, expected.accumulator, expected.geometry)
+    kind = torch.finfo(expected.rounded_to or expected.dtype)
     allowed = (
         bound.rounding * kind.eps * value.abs()
         + bound.arithmetic * torch.finfo(expected.accumulator).eps * expected.scale
     )
     allowed = allowed + kind.smallest_normal * kind.eps  # the spacing of subnormal numbers
-    rounded = value.to(expected.dtype).double()
+    rounded = value.to(expected.rounded_to or expected.dtype).to(expected.dtype).double()
     special = ~rounded.isfinite()
     same = (rounded == actual) | (rounded.isnan() & actual.isnan())
     ratio = (actual - value).abs() / allowed

@@ -42,6 +42,12 @@ FILES_OF_AN_OP = (
     "csrc/cpu/{}.cpp",
     "csrc/cuda/{}.cu",
 )
+ROW_NORMS, PLANE_NORMS = ("layer_norm", "rms_norm"), ("batch_norm", "group_norm", "instance_norm")
+# A row norm also has an add_ form. Plane norms have a workspace in forward, too.
+FUNCTIONS_OF_A_BACKEND = {
+    "row": ("forward", "backward_workspace", "backward"),
+    "plane": ("forward_workspace", "forward", "backward_workspace", "backward"),
+}
 ONLY_OPS = ("torchfastnorm/reference/{}.py", "docs/math/{}.md", "bench/bench_{}.py")  # here every stem is an op
 
 BUDGETS = {  # lines
@@ -120,6 +126,11 @@ def raw_cuda(path: str, text: str) -> list[str]:
     return found
 
 
+def functions_of(op: str) -> set[str]:
+    geometry = "plane" if op in PLANE_NORMS else "row"
+    return {f"{op}_{function}" for function in FUNCTIONS_OF_A_BACKEND[geometry]}
+
+
 def ops() -> list[str]:
     return sorted(p.stem for p in (ROOT / "torchfastnorm/ops").glob("*.py") if not p.stem.startswith("_"))
 
@@ -147,6 +158,7 @@ def test_one_header_brings_torch_to_the_cpu_code() -> None:
         ("csrc/math/plant.h", "#include <ATen/ATen.h>"),
         ("csrc/math/plant.h", "#include <math.h>"),
         ("csrc/math/plant.h", '#include "../interface/row_norm.h"'),
+        ("csrc/math/plant.h", '#include "../interface/plane_norm.h"'),
         ("csrc/math/plant.h", '#include "../cpu/plant.h"'),
         ("csrc/interface/plant.h", "#include <cuda_runtime.h>"),
         ("csrc/interface/plant.h", '#include "../math/normalize.h"'),
@@ -188,7 +200,7 @@ def test_planted_raw_cuda_is_found(text: str) -> None:
 
 
 def test_an_op_has_its_stem_in_every_layer() -> None:
-    assert {"layer_norm", "rms_norm"} <= set(ops())
+    assert {*ROW_NORMS, *PLANE_NORMS} <= set(ops())
     missing = [path.format(op) for op in ops() for path in FILES_OF_AN_OP if not (ROOT / path.format(op)).is_file()]
     assert not missing, f"every op needs {FILES_OF_AN_OP}"
 
@@ -208,9 +220,9 @@ def test_the_interface_declares_what_the_backends_define() -> None:
     """Every function of the backend table is defined by both backends in the file with the op's stem."""
     table = (ROOT / "csrc/interface/backend.h").read_text()
     names = re.findall(r"decltype\(&cpu::(\w+)\)", table)
-    assert len(names) == 3 * len(ops())
+    assert len(names) == len(set(names)) and set(names) == {name for op in ops() for name in functions_of(op)}
     for name in names:
-        stem = next(op for op in ops() if name.startswith(op))
+        stem = next(op for op in ops() if name in functions_of(op))
         for path in (f"csrc/cpu/{stem}.cpp", f"csrc/cuda/{stem}.cu"):
             assert re.search(rf"\b{name}\s*\(", (ROOT / path).read_text()), f"{path} does not define {name}"
 
@@ -225,10 +237,11 @@ def test_files_keep_to_their_budget(pattern: str) -> None:
 
 
 def test_a_reference_is_short() -> None:
-    for op in ops():
+    for op in (*ops(), "_plane_norm"):
         tree = ast.parse((ROOT / f"torchfastnorm/reference/{op}.py").read_text())
         functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
-        assert {op, f"add_{op}"} <= {f.name for f in functions}
+        expected = {op, f"add_{op}"} if op in ROW_NORMS else {op} if op in PLANE_NORMS else set()
+        assert expected <= {f.name for f in functions}
         for function in functions:
             first, last = function.body[0], function.body[-1]
             assert ast.get_docstring(function)

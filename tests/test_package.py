@@ -13,6 +13,9 @@ import pytest
 import torch
 from cases import OPS, Case, Op, evaluate, make_case
 from checks import check
+from plane_cases import LAYOUTS, PLANE_OPS, PlaneCase, PlaneOp, make_plane_case
+from plane_cases import evaluate as evaluate_planes
+from plane_checks import check as check_planes
 
 import torchfastnorm
 
@@ -34,7 +37,8 @@ def copy_without_binary(to: Path) -> Path:
 
 
 def test_public_names() -> None:
-    names = {op.name for op in OPS} | {"LayerNorm", "RMSNorm", "AddLayerNorm", "AddRMSNorm"}
+    names = {op.name for op in (*OPS, *PLANE_OPS)} | {"LayerNorm", "RMSNorm", "AddLayerNorm", "AddRMSNorm", "GroupNorm"}
+    names |= {f"{stem}{dims}d" for stem in ("BatchNorm", "InstanceNorm") for dims in (1, 2, 3)}
     names |= {"functional", "convert", "build_info", "__version__", "explain"}
     assert set(torchfastnorm.__all__) == names
     assert all(hasattr(torchfastnorm, name) for name in names)
@@ -47,6 +51,15 @@ def test_functions_and_modules_are_documented(op: Op) -> None:
     for word in ("math::", "eps", "out_dtype", "Returns:", "Raises:", "RuntimeError", "normalized_shape"):
         assert word in text, f"{op}: the docstring does not mention {word}"
     assert op.module.__doc__
+
+
+@pytest.mark.parametrize("op", PLANE_OPS, ids=str)
+def test_plane_norms_are_documented(op: PlaneOp) -> None:
+    assert getattr(torchfastnorm, op.name) is getattr(torchfastnorm.functional, op.name)
+    text = op.function.__doc__ or ""
+    for word in ("math::", "arxiv", "eps", "mask", "activation", "residual", "Returns:", "Raises:", "RuntimeError"):
+        assert word in text, f"{op}: the docstring does not mention {word}"
+    assert all(op.module(dims).__doc__ for dims in (3, 4, 5))
 
 
 def test_version() -> None:
@@ -128,21 +141,39 @@ torch.save(results(), {str(tmp_path / "results.pt")!r})
 """
     done = run(code, TORCHFASTNORM_CPU_CAPABILITY=capability.lower())
     assert done.returncode == 0, done.stderr
-    there, here = torch.load(tmp_path / "results.pt"), results()
-    assert there.keys() == here.keys()
-    for (op_name, dtype, cols), computed in there.items():
-        check(_case(op_name, dtype, cols), computed)
+    there = torch.load(tmp_path / "results.pt")
+    assert there.keys() == results().keys()
+    for key, computed in there.items():
+        if isinstance(key[2], int):
+            check(_case(*key), computed)
+        else:
+            check_planes(_plane_case(*key), computed)
 
 
 def _case(op_name: str, dtype: torch.dtype, cols: int) -> Case:
     return make_case(next(op for op in OPS if op.name == op_name), 9, cols, dtype)
 
 
-def results() -> dict[tuple[str, torch.dtype, int], dict[str, torch.Tensor]]:
+def _plane_case(op_name: str, dtype: torch.dtype, layout: str, activation: str) -> PlaneCase:
+    op = next(op for op in PLANE_OPS if op.name == op_name)
+    mask = "scattered" if activation == "gelu" else None
+    options = {"layout": layout, "activation": activation, "residual": activation == "relu", "mask": mask}
+    return make_plane_case(op, (3, 34, 9, 7), dtype, **options)
+
+
+def results() -> dict[tuple, dict[str, torch.Tensor]]:
+    planes = [
+        (op.name, dtype, layout, activation)
+        for op in PLANE_OPS
+        for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+        for layout in LAYOUTS
+        for activation in ("none", "relu", "gelu", "silu")
+    ]
     keys = [
         (op.name, dtype, cols)
         for op in OPS
         for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
         for cols in (1, 7, 31, 64, 65, 1000, 4097)
     ]
-    return {key: evaluate(_case(*key)) for key in keys}
+    rows = {key: evaluate(_case(*key)) for key in keys}
+    return rows | {key: evaluate_planes(_plane_case(*key)) for key in planes}

@@ -42,6 +42,24 @@ TOLERANCES: dict[tuple[str, str, torch.dtype], Bound] = {
     ("row", "forward", torch.float64): Bound(ROUNDED_ONCE, 8.0, "as fp32; the oracle, fp64 itself, errs as much"),
     ("row", "grad_x", torch.float64): Bound(ROUNDED_ONCE, 8.0, "as fp32; the oracle, fp64 itself, errs as much"),
     ("row", "grad_params", torch.float64): Bound(ROUNDED_ONCE, 8.0, "as fp32; the oracle, fp64 itself, errs as much"),
+    ("plane", "forward", torch.float32): Bound(
+        ROUNDED_ONCE, 4.0, "as a row; the residual's sum and the activation are in the scale, about one eps each"
+    ),
+    ("plane", "grad_x", torch.float32): Bound(
+        ROUNDED_ONCE, 4.0, "as forward, with the errors of the saved mean and rstd, of the slope and of two sums"
+    ),
+    ("plane", "grad_params", torch.float32): Bound(
+        ROUNDED_ONCE,
+        4.0,
+        "fp32 partial sums over samples and positions, of terms that carry the errors of mean and rstd",
+    ),
+    ("plane", "running", torch.float32): Bound(
+        ROUNDED_ONCE, 4.0, "mean or unbiased variance, two products, one sum: about one eps each"
+    ),
+    ("plane", "forward", torch.float64): Bound(ROUNDED_ONCE, 8.0, "as fp32; the oracle, fp64 itself, errs as much"),
+    ("plane", "grad_x", torch.float64): Bound(ROUNDED_ONCE, 8.0, "as fp32; the oracle, fp64 itself, errs as much"),
+    ("plane", "grad_params", torch.float64): Bound(ROUNDED_ONCE, 8.0, "as fp32; the oracle, fp64 itself, errs as much"),
+    ("plane", "running", torch.float64): Bound(ROUNDED_ONCE, 8.0, "as fp32; the oracle, fp64 itself, errs as much"),
 }
 
 DIRECTION = {
@@ -51,6 +69,8 @@ DIRECTION = {
     "grad_residual": "grad_x",
     "grad_weight": "grad_params",
     "grad_bias": "grad_params",
+    "running_mean": "running",
+    "running_var": "running",
 }
 
 

@@ -5,22 +5,43 @@ from ._extension import build_info
 from ._version import __version__
 from .convert import convert
 from .explain import explain
-from .functional import add_layer_norm, add_rms_norm, layer_norm, rms_norm
+from .functional import (
+    add_layer_norm,
+    add_rms_norm,
+    batch_norm,
+    group_norm,
+    instance_norm,
+    layer_norm,
+    rms_norm,
+)
+from .ops.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from .ops.group_norm import GroupNorm
+from .ops.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from .ops.layer_norm import AddLayerNorm, LayerNorm
 from .ops.rms_norm import AddRMSNorm, RMSNorm
 
 __all__ = [
     "AddLayerNorm",
     "AddRMSNorm",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "GroupNorm",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
     "LayerNorm",
     "RMSNorm",
     "__version__",
     "add_layer_norm",
     "add_rms_norm",
+    "batch_norm",
     "build_info",
     "convert",
     "explain",
     "functional",
+    "group_norm",
+    "instance_norm",
     "layer_norm",
     "rms_norm",
 ]

@@ -1,7 +1,8 @@
-// Launch plans for Python: how the row norms would run on a given GPU. Plain arithmetic, in every build.
+// Launch plans for Python: how the norms would run on a given GPU. Plain arithmetic, in every build.
 #include <torch/csrc/Dtype.h>
 #include <torch/csrc/Exceptions.h>
 
+#include "../interface/plane_plan.h"
 #include "../interface/row_plan.h"
 #include "common/tensors.h"
 #include "module.h"
@@ -42,11 +43,47 @@ py::dict row_plan(bool backward, bool centered, int64_t rows, int64_t cols, cons
   END_HANDLE_TH_ERRORS_PYBIND
 }
 
+py::dict plane_plan(int64_t samples, int64_t channels, int64_t spatial, int64_t groups, int sets, bool channels_last,
+                    const py::object& dtype, bool batch_statistics, bool ordered, int kept, int staged,
+                    int multiprocessors, int shared_bytes, int cluster_blocks) {
+  HANDLE_TH_ERRORS
+  const PlaneShape shape{samples, channels, spatial, groups,
+                         channels_last ? Layout::ChannelsLast : Layout::ChannelsFirst};
+  const PlaneProblem problem{shape, Sets(sets), dtype_from(dtype), batch_statistics, ordered, kept, staged};
+  const PlanePlan plan = plan_plane_norm(problem, {multiprocessors, shared_bytes, cluster_blocks});
+  py::dict out;
+  out["team"] = plan.team == Team::Cluster ? "cluster" : "grid";
+  out["channels_last"] = plan.layout == Layout::ChannelsLast;
+  out["cooperative"] = plan.cooperative;
+  out["threads"] = plan.threads;
+  out["cluster"] = plan.cluster;
+  out["blocks"] = plan.blocks;
+  out["shared_bytes"] = plan.shared_bytes;
+  out["lanes"] = plan.lanes;
+  out["slots_per_piece"] = plan.slots_per_piece;
+  out["chunks"] = plan.chunks;
+  out["piece"] = plan.piece;
+  out["tile"] = plan.tile;
+  out["rounds"] = plan.rounds;
+  out["kept_rounds"] = plan.kept_rounds;
+  out["sets_per_task"] = plan.sets_per_task;
+  out["tasks"] = plan.tasks;
+  out["slabs"] = plan.slabs;
+  out["entries"] = plan.entries;
+  return out;
+  END_HANDLE_TH_ERRORS_PYBIND
+}
+
 const ModulePart part([](py::module_& m) {
   m.def("row_plan", row_plan, py::arg("backward"), py::arg("centered"), py::arg("rows"), py::arg("cols"),
         py::arg("x_dtype"), py::arg("h_dtype"), py::arg("y_dtype"), py::arg("param_dtype"), py::arg("multiprocessors"),
         py::arg("shared_bytes"), py::arg("cluster_blocks"),
         "The launch plan of a row norm, as a dict (csrc/interface/row_plan.h).");
+  m.def("plane_plan", plane_plan, py::arg("samples"), py::arg("channels"), py::arg("spatial"), py::arg("groups"),
+        py::arg("sets"), py::arg("channels_last"), py::arg("dtype"), py::arg("batch_statistics"), py::arg("ordered"),
+        py::arg("kept"), py::arg("staged"), py::arg("multiprocessors"), py::arg("shared_bytes"),
+        py::arg("cluster_blocks"),
+        "The launch plan of a norm of feature maps, as a dict (csrc/interface/plane_plan.h).");
 });
 
 }  // namespace

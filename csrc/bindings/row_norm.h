@@ -11,7 +11,6 @@
 // recomputes the statistics from h, so derivatives of every order exist.
 #pragma once
 #include <c10/util/FunctionRef.h>
-#include <torch/library.h>
 
 #include "common/backend.h"
 #include "common/dispatch.h"
@@ -86,17 +85,6 @@ Four row_norm_backward_composite(const RowNormOp&, const Tensor& grad_y, const O
 // grad_y, grad_sum, h and weight.
 Four row_norm_double_backward(bool centered, const Four& grads, const Tensor& grad_y, const Tensor& h, int64_t dims,
                               const OptTensor& weight, double eps);
-
-// Registers one op for all keys that these bindings know.
-template <class Kernel, class Autograd, class Composite>
-void implement(torch::Library& m, const char* name, Kernel kernel, Autograd autograd, Composite composite) {
-  m.impl(name, torch::dispatch(c10::DispatchKey::CPU, kernel));
-#ifdef TORCHFASTNORM_CUDA
-  m.impl(name, torch::dispatch(c10::DispatchKey::CUDA, kernel));
-#endif
-  m.impl(name, torch::dispatch(c10::DispatchKey::Autograd, autograd));
-  m.impl(name, torch::dispatch(c10::DispatchKey::FuncTorchBatched, composite));
-}
 
 template <const RowNormOp& op>
 const RowNormCalls& row_norm_calls() {

@@ -1,4 +1,4 @@
-// The entry points of the plane kernels on CUDA devices: plane_norm.cu.
+// Launching the plane kernels: plane_forward.cu and plane_backward.cu for the thin files of the ops, and what they share.
 #pragma once
 #include "../interface/plane_norm.h"
 

@@ -1,8 +1,10 @@
-// Calls through torch's dispatcher, and the questions an Autograd kernel asks before it chooses its way.
+// Calls through torch's dispatcher, the registration of kernels with it, and the questions an Autograd kernel asks
+// before it chooses its way.
 #pragma once
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/library.h>
 
 #include "tensors.h"
 
@@ -29,6 +31,17 @@ inline bool requires_grad(const OptTensor& tensor) { return tensor && requires_g
 template <class... Tensors>
 bool graph_wanted(const Tensors&... tensors) {
   return c10::GradMode::is_enabled() && (requires_grad(tensors) || ...);
+}
+
+// Registers one op for all keys that these bindings know.
+template <class Kernel, class Autograd, class Composite>
+void implement(torch::Library& m, const char* name, Kernel kernel, Autograd autograd, Composite composite) {
+  m.impl(name, torch::dispatch(c10::DispatchKey::CPU, kernel));
+#ifdef TORCHFASTNORM_CUDA
+  m.impl(name, torch::dispatch(c10::DispatchKey::CUDA, kernel));
+#endif
+  m.impl(name, torch::dispatch(c10::DispatchKey::Autograd, autograd));
+  m.impl(name, torch::dispatch(c10::DispatchKey::FuncTorchBatched, composite));
 }
 
 }  // namespace torchfastnorm::bindings

@@ -53,9 +53,31 @@ c10::SymIntArrayRef FastArguments::shape(int i) {
   return shape_;
 }
 
+bool FastArguments::flag(int i) {
+  plain_ = plain_ && PyBool_Check(values_[i]);
+  return plain_ && values_[i] == Py_True;
+}
+
+int64_t FastArguments::integer(int i) {
+  int overflow = 0;
+  plain_ = plain_ && PyLong_CheckExact(values_[i]);
+  const int64_t value = plain_ ? PyLong_AsLongLongAndOverflow(values_[i], &overflow) : 0;
+  plain_ = plain_ && overflow == 0;
+  return value;
+}
+
 double FastArguments::number(int i) {
   plain_ = plain_ && PyFloat_Check(values_[i]);
   return plain_ ? PyFloat_AS_DOUBLE(values_[i]) : 0;
+}
+
+std::string_view FastArguments::text(int i) {
+  Py_ssize_t size = 0;
+  plain_ = plain_ && PyUnicode_Check(values_[i]);
+  const char* characters = plain_ ? PyUnicode_AsUTF8AndSize(values_[i], &size) : nullptr;
+  if (plain_ && !characters) PyErr_Clear();
+  plain_ = plain_ && characters;
+  return plain_ ? std::string_view(characters, size) : std::string_view();
 }
 
 std::optional<double> FastArguments::optional_number(int i) {

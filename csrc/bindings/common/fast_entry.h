@@ -9,6 +9,7 @@
 #include <c10/util/FunctionRef.h>
 #include <c10/util/SmallVector.h>
 
+#include <string_view>
 #include <tuple>
 
 #include "tensors.h"
@@ -23,7 +24,10 @@ class FastArguments {
   const Tensor& tensor(int i);
   OptTensor optional_tensor(int i);
   c10::SymIntArrayRef shape(int i);
+  bool flag(int i);
+  int64_t integer(int i);
   double number(int i);
+  std::string_view text(int i);
   std::optional<double> optional_number(int i);
   OptType optional_dtype(int i);
   bool plain() const { return plain_; }

@@ -1,0 +1,74 @@
+// The inner ops of the plane norms: schemas and registration. What they are: plane_norm.h.
+#include "plane_norm.h"
+
+namespace torchfastnorm::bindings {
+namespace {
+
+struct Forward {
+  static constexpr const char* schema =
+      "(Tensor input, Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, "
+      "Tensor? weight, Tensor? bias, Tensor? residual, Tensor? mask, int sets, int groups, bool batch_statistics, "
+      "float? momentum, float eps, str activation) -> (Tensor, Tensor, Tensor)";
+
+  template <auto function, bool may_write>
+  static Three run(const Tensor& x, const OptTensor& running_mean, const OptTensor& running_var,
+                   const OptTensor& batches, const OptTensor& weight, const OptTensor& bias, const OptTensor& residual,
+                   const OptTensor& mask, int64_t sets, int64_t groups, bool batch_statistics,
+                   std::optional<double> momentum, double eps, std::string_view activation) {
+    const PlaneNormInputs in{x,    running_mean,     running_var, batches,          weight,   bias, residual,
+                             mask, sets_named(sets), groups,      batch_statistics, momentum, eps,  activation};
+    if (!may_write) check_writes_nothing(in);
+    return function(in);
+  }
+
+  static Three kernel(const PlaneNormInputs& in) { return plane_norm_forward(in, /*statistics=*/true); }
+  static Three composite(const PlaneNormInputs& in) {
+    TORCH_CHECK_NOT_IMPLEMENTED(false, "plane_norm_forward() has no batching rule; call ", in.name(), "() instead");
+  }
+
+  template <bool may_write>
+  static void define(torch::Library& m) {
+    const std::string name = may_write ? "plane_norm_forward_with_update" : "plane_norm_forward";
+    m.def((name + (may_write ? schema : without_aliases(schema))).c_str(), {at::Tag::pt2_compliant_tag});
+    implement(m, name.c_str(), &run<&kernel, may_write>, &run<&plane_norm_forward_autograd, may_write>,
+              &run<&composite, may_write>);
+  }
+};
+
+template <auto function>
+Four run_backward(const Tensor& grad_y, const Tensor& x, const Tensor& mean, const Tensor& rstd,
+                  const OptTensor& weight, const OptTensor& bias, const OptTensor& residual, const OptTensor& mask,
+                  int64_t sets, int64_t groups, bool batch_statistics, double eps, std::string_view activation,
+                  at::ScalarType param_dtype, Wanted wanted) {
+  const PlaneNormInputs in{
+      x,  none, none,      none, weight, bias, residual, mask, sets_named(sets), groups, batch_statistics,
+      0., eps,  activation};
+  return function(in, grad_y, mean, rstd, param_dtype, wanted);
+}
+
+TORCH_LIBRARY_FRAGMENT(torchfastnorm, m) {
+  Forward::define<false>(m);
+  Forward::define<true>(m);
+  m.def(
+      "plane_norm_backward(Tensor grad_y, Tensor input, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias, "
+      "Tensor? residual, Tensor? mask, int sets, int groups, bool batch_statistics, float eps, str activation, "
+      "ScalarType param_dtype, bool[4] wanted) -> (Tensor, Tensor, Tensor, Tensor)",
+      {at::Tag::pt2_compliant_tag});
+  implement(m, "plane_norm_backward", &run_backward<&plane_norm_backward>, &run_backward<&plane_norm_backward_autograd>,
+            &run_backward<&plane_norm_backward_composite>);
+}
+
+}  // namespace
+
+const c10::TypedOperatorHandle<ForwardSignature>& plane_norm_forward_op(bool updates) {
+  static const auto plain = find_op<ForwardSignature>("plane_norm_forward");
+  static const auto with_update = find_op<ForwardSignature>("plane_norm_forward_with_update");
+  return updates ? with_update : plain;
+}
+
+const c10::TypedOperatorHandle<BackwardSignature>& plane_norm_backward_op() {
+  static const auto handle = find_op<BackwardSignature>("plane_norm_backward");
+  return handle;
+}
+
+}  // namespace torchfastnorm::bindings

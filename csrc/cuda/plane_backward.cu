@@ -1,0 +1,85 @@
+// Backward of BatchNorm, GroupNorm and InstanceNorm on CUDA devices: one launch of plane_backward.cuh, and a second one
+// for the parameters' gradients where a cluster's sets are not their sums.
+#include "plane_backward.cuh"
+
+#include "plane_arguments.h"
+#include "plane_launch.h"
+
+namespace torchfastnorm::cuda {
+namespace {
+
+bool with_residual(const PlaneNormBackward& a) { return a.residual != nullptr && a.activation != Activation::None; }
+
+PlanePlan plan_of(const PlaneNormBackward& a, Sets sets) {
+  const bool ordered = a.batch_statistics && is_empty(a.shape);
+  return plan_plane_norm({a.shape, sets, a.type, a.batch_statistics, ordered, with_residual(a) ? 3 : 2, 0},
+                                   device_limits());
+}
+
+bool wants_parameters(const PlaneNormBackward& a) { return a.grad_weight != nullptr || a.grad_bias != nullptr; }
+
+// The table of entries, then two means of each set.
+struct Space {
+  int64_t table, means;
+};
+Space space_of(const PlaneNormBackward& a, Sets sets, const PlanePlan& plan) {
+  const int64_t size = size_of(accumulator_of(a.type)), table = round_up(plan.entries * entry_values * size);
+  if (plan.team == Team::Cluster) return {sets != Sets::Batch && wants_parameters(a) ? table : 0, 0};
+  if (!a.batch_statistics) return {wants_parameters(a) ? table : 0, 0};
+  return {table, 2 * sets_of(sets, a.shape) * size};
+}
+
+}  // namespace
+
+int64_t plane_norm_backward_workspace(const PlaneNormBackward& a, Sets sets) {
+  const Space space = space_of(a, sets, plan_of(a, sets));
+  return space.table + space.means;
+}
+
+void plane_norm_backward(const PlaneNormBackward& a, Sets sets, Stream stream) {
+  if (a.shape.channels == 0) return;
+  const PlanePlan plan = plan_of(a, sets);
+  const Space space = space_of(a, sets, plan);
+  const auto cuda_stream = static_cast<cudaStream_t>(stream);
+  with_plane_kernel(a.type, plan, [&](auto* element, auto layout, auto team) {
+    using T = std::remove_pointer_t<decltype(element)>;
+    using A = Accumulator<T>;
+    PlaneBackwardArguments<A> arguments{};
+    arguments.geometry = geometry_of(a.shape, sets, plan, a.type, with_residual(a) ? 3 : 2, 0);
+    arguments.x = a.x;
+    arguments.residual = a.residual;
+    arguments.weight = {a.weight, a.param_type};
+    arguments.bias = {a.bias, a.param_type};
+    arguments.mask = a.mask;
+    char* workspace = static_cast<char*>(a.workspace);
+    // An empty table has no bytes, but sums that are wanted.
+    const bool wants_table = plan.team == Team::Grid ? a.batch_statistics || wants_parameters(a) : space.table > 0;
+    static Entry<A> nothing;
+    arguments.table = space.table > 0 ? reinterpret_cast<Entry<A>*>(workspace) : wants_table ? &nothing : nullptr;
+    arguments.activation = a.activation;
+    arguments.batch_statistics = a.batch_statistics;
+    arguments.grad_y = a.grad_y;
+    arguments.mean = static_cast<const A*>(a.mean);
+    arguments.rstd = static_cast<const A*>(a.rstd);
+    arguments.set_means = reinterpret_cast<A*>(workspace + space.table);
+    arguments.grad_x = a.grad_x;
+    arguments.grad_residual = a.grad_residual;
+    arguments.grad_weight = a.grad_weight;
+    arguments.grad_bias = a.grad_bias;
+    arguments.param_type = a.param_type;
+    const int64_t elements = a.shape.samples * a.shape.channels * a.shape.spatial, count = sets_of(sets, a.shape);
+    arguments.inverse_count = elements > 0 ? A(double(count) / double(elements)) : A(0);
+    LaunchConfig config = plane_config(plan, "plane_backward");
+    config.cooperative = plan.team == Team::Grid && arguments.table != nullptr;
+    launch(plane_backward<T, decltype(layout)::value, decltype(team)::value>, config, cuda_stream, arguments);
+    if (plan.team == Team::Cluster && space.table > 0) {
+      LaunchConfig finish;
+      finish.name = "plane_parameter_gradients";
+      finish.block = dim3(512);
+      finish.grid = dim3(unsigned(a.shape.channels < 1024 ? a.shape.channels : 1024));
+      launch(plane_parameter_gradients<A>, finish, cuda_stream, arguments, plan.layout);
+    }
+  });
+}
+
+}  // namespace torchfastnorm::cuda

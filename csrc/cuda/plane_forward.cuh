@@ -1,0 +1,326 @@
+// Forward of the norms of feature maps: moments, combine, apply in one launch (plane_norm.cuh, plane_combine.cuh).
+//
+//   Team::Cluster   x read once, y written once; a residual is read by apply
+//   Team::Grid      x read again where no block had room to keep it; without batch statistics apply alone: one pass
+//
+// A piece's moments: its mean, then squares around it, in registers; the sum of the deviations, zero but for the rounding
+// of the mean, corrects both, and where that is not small beside the squares (a constant plane) they are taken again
+// around the corrected mean, so that a constant plane has variance zero at any magnitude.
+#pragma once
+#include "plane_combine.cuh"
+
+namespace torchfastnorm::cuda {
+
+template <class A>
+struct PlaneForwardArguments : PlaneArguments<A> {
+  void* y;
+  A* mean;      // (sets); null: not wanted (Team::Cluster)
+  A* rstd;      // (sets); null: not wanted (Team::Cluster)
+  A* variance;  // (sets), Sets::Instance with running statistics; else null
+  void* running_mean;
+  void* running_var;
+  DType running_type;
+  int64_t* batches;
+  A eps, momentum;  // momentum negative: cumulative average
+};
+
+// Sums over what shares a piece, for the pieces of all slots at once. `joint`: all slots are one piece's.
+template <class A>
+__device__ __forceinline__ void sum_pieces(A (&values)[plane_slots], bool joint, unsigned lanes) {
+  if (joint) {
+    A one[1] = {(values[0] + values[1]) + (values[2] + values[3])};
+    group_sum(one, lanes);
+#pragma unroll
+    for (int k = 0; k < plane_slots; ++k) values[k] = one[0];
+  } else {
+    group_sum(values, lanes);
+  }
+}
+
+// Moments of the pieces that the slots belong to. count: elements that count, of the slot.
+template <class T>
+__device__ __forceinline__ void piece_moments(const Packed<T> (&x)[plane_slots], const unsigned (&bits)[plane_slots],
+                                              bool joint, unsigned lanes, Accumulator<T> (&count)[plane_slots],
+                                              Accumulator<T> (&mean)[plane_slots],
+                                              Accumulator<T> (&squares)[plane_slots]) {
+  using A = Accumulator<T>;
+  constexpr int N = Packed<T>::size;
+  A deviation[plane_slots];
+#pragma unroll
+  for (int k = 0; k < plane_slots; ++k) {
+    A v[N];
+    unpack(x[k], v);
+    mean[k] = A(0);
+#pragma unroll
+    for (int j = 0; j < N; ++j) mean[k] += v[j];
+    count[k] = A(__popc(bits[k]));
+  }
+  sum_pieces(mean, joint, lanes);
+  sum_pieces(count, joint, lanes);
+  A inverse[plane_slots];
+#pragma unroll
+  for (int k = 0; k < plane_slots; ++k) {
+    inverse[k] = count[k] > A(0) ? A(1) / count[k] : A(0);
+    mean[k] *= inverse[k];
+  }
+  const auto measure = [&] {
+#pragma unroll
+    for (int k = 0; k < plane_slots; ++k) {
+      A v[N];
+      unpack(x[k], v);
+      squares[k] = deviation[k] = A(0);
+#pragma unroll
+      for (int j = 0; j < N; ++j) {
+        const A d = bits[k] >> j & 1 ? v[j] - mean[k] : A(0);
+        squares[k] += d * d;
+        deviation[k] += d;
+      }
+    }
+    sum_pieces(squares, joint, lanes);
+    sum_pieces(deviation, joint, lanes);
+  };
+  measure();
+  bool again = false;
+#pragma unroll
+  for (int k = 0; k < plane_slots; ++k) again |= deviation[k] * (deviation[k] * inverse[k]) > squares[k] * A(0.25);
+  if (__any_sync(0xffffffffu, again)) {
+    A before_mean[plane_slots], before_squares[plane_slots], before_deviation[plane_slots];
+#pragma unroll
+    for (int k = 0; k < plane_slots; ++k) {
+      before_mean[k] = mean[k], before_squares[k] = squares[k], before_deviation[k] = deviation[k];
+      mean[k] += deviation[k] * inverse[k];
+    }
+    measure();
+#pragma unroll
+    for (int k = 0; k < plane_slots; ++k) {
+      // A piece's result must not depend on its neighbours in the warp.
+      if (before_deviation[k] * (before_deviation[k] * inverse[k]) > before_squares[k] * A(0.25)) {
+        deviation[k] = A(0);
+      } else {
+        mean[k] = before_mean[k], squares[k] = before_squares[k], deviation[k] = before_deviation[k];
+      }
+    }
+  }
+#pragma unroll
+  for (int k = 0; k < plane_slots; ++k) {
+    const A shift = deviation[k] * inverse[k];
+    squares[k] -= deviation[k] * shift;
+    mean[k] += shift;
+  }
+}
+
+template <class T, Layout LAYOUT, Team TEAM>
+struct PlaneForward {
+  using A = Accumulator<T>;
+  using Arguments = PlaneForwardArguments<A>;
+  static constexpr int N = Packed<T>::size;
+  static constexpr bool planes = LAYOUT == Layout::ChannelsFirst;
+  static constexpr int count = planes ? 1 : N;  // coefficients of a vector
+
+  const Arguments& a;
+  const PlaneGeometry& g;
+  const PlaneShared<T>& shared;
+
+  // ---- moments of one slab
+  __device__ __forceinline__ void moments(const Slab<T, LAYOUT, TEAM>& slab, int first_ordinal) const {
+    TileMoments<A, planes ? 1 : N> tile;
+    for (int round = 0; round < g.rounds; ++round) {
+      Packed<T> x[plane_slots];
+      unsigned bits[plane_slots];
+#pragma unroll
+      for (int k = 0; k < plane_slots; ++k) {
+        const Slot s = slab.slot(round, k);
+        x[k] = row_at<T>(a.x, s, g.aligned).template load<Access::Once>(s.index, s.limit);
+      }
+#pragma unroll
+      for (int k = 0; k < plane_slots; ++k) {
+        const Slot s = slab.slot(round, k);
+        bits[k] = counted<N, planes>(s, a.mask);
+        if (a.mask != nullptr) drop_uncounted(x[k], bits[k]);
+        shared.kept(g, first_ordinal + round, 0, k) = x[k];
+      }
+      if constexpr (planes) {
+        A size[plane_slots], mean[plane_slots], squares[plane_slots];
+        const bool joint = g.slots_per_piece != 1;
+        piece_moments(x, bits, joint, unsigned(g.lanes), size, mean, squares);
+#pragma unroll
+        for (int k = 0; k < plane_slots; ++k) {
+          const uint32_t piece = slab.piece(round, k);
+          if (slab.lane != 0 || (joint && k > 0) || piece >= slab.end) continue;
+          if (TEAM == Team::Cluster) shared.entries[piece - slab.first] = {size[k], mean[k], squares[k], A(0)};
+          if (TEAM == Team::Grid) store_entry(a.table + piece, {size[k], mean[k], squares[k], A(0)});
+        }
+      } else {
+        tile.add(x, bits);
+      }
+    }
+    if constexpr (!planes) {
+      finish_tile<T>(slab, tile, shared.tree, [&](int local, const Entry<A>& e) {
+        if (TEAM == Team::Cluster) shared.entries[local] = e;
+        if (TEAM == Team::Grid) store_entry(a.table + slab.entry + local, e);
+      });
+    }
+  }
+
+  // ---- what a set ends with
+
+  __device__ __forceinline__ A factor() const {
+    return a.momentum >= A(0) ? a.momentum : A(1) / A(load_written(a.batches) + 1);
+  }
+  __device__ __forceinline__ void update(int64_t channel, A mean, A variance) const {
+    const ChannelValues old_mean{a.running_mean, a.running_type}, old_var{a.running_var, a.running_type};
+    const A f = factor(), rest = A(1) - f;
+    store_channel(a.running_mean, a.running_type, channel, rest * old_mean.at(channel, A(0)) + f * mean);
+    store_channel(a.running_var, a.running_type, channel, rest * old_var.at(channel, A(0)) + f * variance);
+  }
+  // e: the set's moments; returns them with rstd in second place.
+  __device__ __forceinline__ Entry<A> finish_set(int64_t set, Entry<A> e, bool write) const {
+    const A inverse = e.count > A(0) ? A(1) / e.count : A(0);
+    const A rstd = inverse_sqrt(e.second * inverse + a.eps);
+    if (write) {
+      if (a.mean != nullptr) store(a.mean + set, e.first);
+      if (a.rstd != nullptr) store(a.rstd + set, rstd);
+      const A unbiased = e.second / (e.count > A(1) ? e.count - A(1) : A(1));
+      if (a.variance != nullptr) store(a.variance + set, unbiased);
+      if (a.running_mean != nullptr && g.sets == Sets::Batch) update(set, e.first, unbiased);
+    }
+    e.second = rstd;
+    return e;
+  }
+
+  // ---- apply
+
+  __device__ __forceinline__ Coefficients<A, 1> coefficients(int set, int channel) const {
+    Coefficients<A, 1> c = {};
+    A rstd;
+    if (!a.batch_statistics) {
+      const ChannelValues mean{a.running_mean, a.running_type}, variance{a.running_var, a.running_type};
+      c.mean[0] = mean.at(channel, A(0));
+      rstd = inverse_sqrt(variance.at(channel, A(0)) + a.eps);
+    } else if (TEAM == Team::Cluster) {
+      c.mean[0] = shared.sets[set].first, rstd = shared.sets[set].second;
+    } else {
+      c.mean[0] = load_written(a.mean + set), rstd = load_written(a.rstd + set);
+    }
+    c.scale[0] = rstd * a.weight.at(channel, A(1)), c.bias[0] = a.bias.at(channel, A(0));
+    return c;
+  }
+
+  __device__ __forceinline__ void apply(const Slab<T, LAYOUT, TEAM>& slab, int first_ordinal) const {
+    Coefficients<A, count> c = {};
+    if constexpr (!planes)
+      c = load_columns<3>(slab, shared, [&](int local) { return coefficients(slab.set_of(local), slab.channel + local); });
+    for (int round = g.rounds - 1; round >= 0; --round) {
+      const int ordinal = first_ordinal + round;
+      if (ordinal >= g.kept_rounds) load_round(a.x, slab, round, [&](int k) -> auto& { return shared.kept(g, ordinal, 0, k); });
+      if (a.residual != nullptr) load_round(a.residual, slab, round, [&](int k) -> auto& { return shared.stage(k); });
+#pragma unroll 1
+      for (int k = 0; k < plane_slots; ++k) {
+        const Slot s = slab.slot(round, k);
+        if constexpr (planes) {
+          if ((k == 0 || g.slots_per_piece == 1) && s.limit > 0) c = coefficients(s.set, s.channel);
+        }
+        A v[N];
+        unpack(shared.kept(g, ordinal, 0, k), v);
+#pragma unroll
+        for (int j = 0; j < N; ++j)
+          v[j] = plane_affine(v[j] - pick(c.mean, j), pick(c.scale, j), pick(c.bias, j));
+        if (a.residual != nullptr) {
+          A more[N];
+          unpack(shared.stage(k), more);
+#pragma unroll
+          for (int j = 0; j < N; ++j) v[j] += more[j];
+        }
+        with_activation(a.activation, [&](auto activation) {
+#pragma unroll
+          for (int j = 0; j < N; ++j) v[j] = activate(decltype(activation)::value, v[j]);
+        });
+        if (a.mask != nullptr) {
+          const unsigned bits = counted<N, planes>(s, a.mask);
+#pragma unroll
+          for (int j = 0; j < N; ++j)
+            if (!(bits >> j & 1)) v[j] = A(0);
+        }
+        row_at<T>(a.y, s, g.aligned).store(s.index, s.limit, v, g.lanes < 32 ? g.lanes : 32);
+      }
+    }
+  }
+};
+
+struct MergeMoments {
+  template <class At, class Reduce>
+  __device__ __forceinline__ auto operator()(At at, unsigned count, unsigned thread, unsigned threads,
+                                             Reduce& reduce) const {
+    using A = std::remove_cvref_t<decltype(at(0u).first)>;
+    return merge_moments<A>(at, count, thread, threads, reduce);
+  }
+};
+
+template <class T, Layout LAYOUT, Team TEAM>
+__global__ void __launch_bounds__(TEAM == Team::Cluster ? cluster_team_threads : grid_team_threads,
+                                  TEAM == Team::Cluster ? 2 : 1)
+    plane_forward(const PlaneForwardArguments<Accumulator<T>> a) {
+  using A = Accumulator<T>;
+  DYNAMIC_SHARED(unsigned char, dynamic);
+  const PlaneGeometry& g = a.geometry;
+  const PlaneShared<T> shared(g, dynamic, TEAM == Team::Cluster);
+  const PlaneForward<T, LAYOUT, TEAM> forward{a, g, shared};
+  const auto as_is = [](const Entry<A>& e, int64_t, unsigned) { return e; };
+
+  if constexpr (TEAM == Team::Cluster) {
+    const unsigned blocks = Cluster::blocks();
+    if (blocks > 1) Cluster::sync();  // no block writes to a peer before it has started
+    for (int64_t task = blockIdx.x / blocks; task < g.tasks; task += gridDim.x / blocks) {
+      const Slab<T, LAYOUT, TEAM> slab(g, task, Cluster::rank());
+      forward.moments(slab, 0);
+      const unsigned sets = unsigned(slab.sets(task));
+      combine_cluster<T>(g, LAYOUT, shared, slab.entries(), sets, MergeMoments(), as_is);
+      for (unsigned set = threadIdx.x; set < sets; set += blockDim.x)
+        shared.sets[set] =
+            forward.finish_set(slab.first_set(task) + set, shared.sets[set], Cluster::rank() == 0);
+      __syncthreads();
+      forward.apply(slab, 0);
+      // The next task writes what this one reads, and a block must not end while a peer writes to it.
+      if (blocks > 1) {
+        Cluster::sync();
+      } else {
+        __syncthreads();
+      }
+    }
+    if (a.batches != nullptr && blockIdx.x == 0 && threadIdx.x == 0) store(a.batches, load_written(a.batches) + 1);
+  } else {
+    const int64_t mine = (g.slabs - blockIdx.x + gridDim.x - 1) / gridDim.x;
+    if (a.batch_statistics) {
+      for (int64_t i = 0; i < mine; ++i)
+        forward.moments(Slab<T, LAYOUT, TEAM>(g, 0, blockIdx.x + i * gridDim.x), int(i * g.rounds));
+      cooperative_groups::this_grid().sync();
+      const auto range = [&](int64_t set) { return entries_of(g, LAYOUT, g.sets, set); };
+      combine_grid<A>(a.table, g.set_count, range, MergeMoments(), as_is,
+                      [&](int64_t set, const Entry<A>& e) { forward.finish_set(set, e, true); });
+      cooperative_groups::this_grid().sync();
+      if (a.variance != nullptr) {  // running statistics average over the samples
+        for (int64_t c = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; c < g.channels;
+             c += int64_t(gridDim.x) * blockDim.x) {
+          A mean = A(0), variance = A(0);
+          for (int64_t n = 0; n < g.samples; ++n) {
+            mean += load_written(a.mean + n * g.channels + c);
+            variance += load_written(a.variance + n * g.channels + c);
+          }
+          forward.update(c, mean / A(g.samples), variance / A(g.samples));
+        }
+      }
+      if (a.batches != nullptr && blockIdx.x == 0 && threadIdx.x == 0) store(a.batches, load_written(a.batches) + 1);
+    } else if (a.mean != nullptr) {
+      for (int64_t c = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; c < g.channels;
+           c += int64_t(gridDim.x) * blockDim.x) {
+        const ChannelValues mean{a.running_mean, a.running_type}, variance{a.running_var, a.running_type};
+        store(a.mean + c, mean.at(c, A(0)));
+        store(a.rstd + c, inverse_sqrt(variance.at(c, A(0)) + a.eps));
+      }
+    }
+    for (int64_t i = mine - 1; i >= 0; --i)
+      forward.apply(Slab<T, LAYOUT, TEAM>(g, 0, blockIdx.x + i * gridDim.x), int(i * g.rounds));
+  }
+}
+
+}  // namespace torchfastnorm::cuda
