@@ -94,7 +94,7 @@ class Planes {
   Tensor channel(const Tensor& t) const { return t.to(type_).reshape_symint(per_channel_); }
   Tensor counted(const Tensor& t) const { return mask_.defined() ? at::where(mask_, t, 0) : t; }
   Tensor mean(const Tensor& counted) const { return counted.sum(dims_, /*keepdim=*/true) / count_; }
-  Tensor sum_of_channel(const Tensor& t) const { return t.sum({0, 3}).reshape_symint({channels_}); }
+  Tensor sum_of_channel(const Tensor& t) const { return t.sum(at::IntArrayRef{0, 3}).reshape_symint({channels_}); }
   Tensor as_input(const Tensor& t, at::ScalarType type) const { return t.to(type).reshape_symint(in_.x.sym_sizes()); }
   Tensor scaled(const Tensor& t) const { return has(in_.weight) ? t * channel(*in_.weight) : t; }
   Activation activation() const { return activation_; }

@@ -2,6 +2,7 @@
 #pragma once
 #include "plane_backward_first.h"
 #include "plane_backward_last.h"
+#include "plane_short.h"
 
 namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET {
 
@@ -24,11 +25,20 @@ inline void parameter_gradients(const PlaneBackwardCall& call) {
 }
 
 inline PlaneBackwardKernels plane_backward_kernels(const PlaneBackwardCall& call) {
-  return by_type(call.arguments->type, [](auto element) -> PlaneBackwardKernels {
+  return by_type(call.arguments->type, [&](auto element) -> PlaneBackwardKernels {
+    const bool by_tiles = short_planes(call.geometry, call.arguments->mask);
     using First = FirstBackward<decltype(element)>;
     using Last = LastBackward<decltype(element)>;
-    return {First::sets, First::blocks, First::finish, First::pieces, Last::scratch,
-            Last::parts, Last::sums,    Last::finish,  Last::tiles,   parameter_gradients};
+    return {by_tiles ? ShortBackward<decltype(element)>::sets : First::sets,
+            First::blocks,
+            First::finish,
+            First::pieces,
+            Last::scratch,
+            Last::parts,
+            Last::sums,
+            Last::finish,
+            Last::tiles,
+            parameter_gradients};
   });
 }
 

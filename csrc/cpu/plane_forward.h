@@ -2,6 +2,7 @@
 #pragma once
 #include "plane_forward_first.h"
 #include "plane_forward_last.h"
+#include "plane_short.h"
 
 namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET {
 
@@ -41,13 +42,14 @@ inline void update_running(const PlaneForwardCall& call, double momentum) {
 }
 
 inline PlaneForwardKernels plane_forward_kernels(const PlaneForwardCall& call) {
-  return by_type(call.arguments->type, [](auto element) -> PlaneForwardKernels {
+  return by_type(call.arguments->type, [&](auto element) -> PlaneForwardKernels {
     using T = decltype(element);
+    const bool by_tiles = short_planes(call.geometry, call.arguments->mask);
     using First = FirstForward<T>;
     using Last = LastForward<T>;
     return {running_statistics<Accumulator<T>>,
             update_running,
-            First::sets,
+            by_tiles ? ShortForward<T>::sets : First::sets,
             First::moments,
             First::finish,
             First::pieces,

@@ -75,6 +75,11 @@ inline PlaneBlock block_of(const Planes& planes, const Cut& cut, int64_t spatial
           planes.mask_stride};
 }
 
+// Planes of a batch this short are taken by tiles of channels (plane_short.h), never in phases.
+inline bool short_planes(const PlaneGeometry& g, const uint8_t* mask) {
+  return g.batch && !mask && g.spatial <= 64 && g.channels >= 32;
+}
+
 // ---- channels last
 
 constexpr int64_t kTile = 512;          // columns: what is kept of a column stays in the first-level cache

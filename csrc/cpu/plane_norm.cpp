@@ -96,7 +96,7 @@ void forward_first(const PlaneForwardCall& call, const PlaneForwardKernels& kern
   const PlaneGeometry& g = call.geometry;
   const int64_t set_elements = g.rows() * g.per_set;
   if (call.arguments->batch_statistics) {
-    if (!in_phases(g, true) || shared_evenly(g.sets()))
+    if (!in_phases(g, true) || short_planes(g, call.arguments->mask) || shared_evenly(g.sets()))
       return parallel_for(g.sets(), set_elements,
                           [&](int64_t begin, int64_t end) { kernels.first_sets(call, begin, end); });
     const int64_t blocks = cut_of(planes_of(g, 0, 0, g.per_set).count, g.spatial).blocks;
@@ -154,7 +154,7 @@ PlaneBackwardCall prepare(const PlaneNormBackward& a, Sets sets, Workspace& work
 void backward_first(const PlaneBackwardCall& call, const PlaneBackwardKernels& kernels) {
   const PlaneGeometry& g = call.geometry;
   const int64_t sets = slab_parts(g) * g.groups, set_elements = slabs_per_part(g) * g.rows() * g.per_set;
-  if (!in_phases(g, true) || shared_evenly(sets))
+  if (!in_phases(g, true) || short_planes(g, call.arguments->mask) || shared_evenly(sets))
     return parallel_for(sets, set_elements, [&](int64_t begin, int64_t end) { kernels.first_sets(call, begin, end); });
   const int64_t blocks = g.slabs * g.channels * cut_of(g.slab_samples, g.spatial).blocks;
   const int64_t block_elements = g.slabs * g.channels * g.rows() / blocks;

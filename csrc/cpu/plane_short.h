@@ -1,0 +1,205 @@
+// BatchNorm, channels first, planes of a few vectors: 32 x 2048 x 7 x 7. The planes of one channel lie far apart, those
+// of neighbouring channels side by side; so a tile of channels is taken at a time,
+//
+//      for each sample      for each channel of the tile      its plane: a few vectors, into the channel's sums
+//
+// and memory is read in runs of a tile's planes. Otherwise as plane_forward_first.h and plane_backward_first.h say. A
+// channel's result does not depend on its tile; without a mask, and never in phases (short_planes).
+#pragma once
+#include "plane_backward_first.h"
+#include "plane_forward_first.h"
+
+namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET {
+
+constexpr int64_t kShortTile = 32;  // channels
+
+// totals[channel][i] = sum over samples of what body(element, channel, lanes, sums) adds, `element` counted from the
+// tile's first of the first sample; a lane adds up the planes of four samples before it goes over into double.
+template <class A, int SUMS, class Body>
+TFN_INLINE void sum_tile(const PlaneGeometry& g, int64_t samples, int64_t channels, double (*totals)[SUMS], Body body) {
+  Vector<A> sums[kShortTile][SUMS] = {};
+  Doubles wide[kShortTile][SUMS] = {};
+  for (int64_t sample = 0; sample < samples; ++sample) {
+    for (int64_t channel = 0; channel < channels; ++channel) {
+      const int64_t plane = (sample * g.channels + channel) * g.spatial;
+      Vector<A> s[SUMS];
+      repeat<SUMS>([&](auto i) __attribute__((always_inline)) { s[i] = sums[channel][i]; });
+      for_columns<A>(g.spatial,
+                     [&](int64_t c, auto lanes) __attribute__((always_inline)) { body(plane + c, channel, lanes, s); });
+      repeat<SUMS>([&](auto i) __attribute__((always_inline)) { sums[channel][i] = s[i]; });
+    }
+    if (sample % 4 != 3 && sample + 1 < samples) continue;
+    for (int64_t channel = 0; channel < channels; ++channel)
+      repeat<SUMS>([&](auto i) __attribute__((always_inline)) {
+        if constexpr (std::is_same_v<A, float>)
+          wide[channel][i] += low(sums[channel][i]) + high(sums[channel][i]);
+        else
+          wide[channel][i] += sums[channel][i];
+        sums[channel][i] = Vector<A>{};
+      });
+  }
+  for (int64_t channel = 0; channel < channels; ++channel)
+    for (int i = 0; i < SUMS; ++i) totals[channel][i] = total(wide[channel][i]);
+}
+
+template <class T>
+struct ShortForward {
+  using A = Accumulator<T>;
+  using Call = PlaneForwardCall;
+
+  // Of the samples of one block.
+  static __attribute__((noinline)) void tile_moments(const Call& call, const T* x, int64_t samples, int64_t channels,
+                                                     Moments* moments) {
+    const PlaneGeometry& g = call.geometry;
+    const int64_t asked = (kAsked + g.spatial - 1) / g.spatial, shift_samples = asked < samples ? asked : samples;
+    const int64_t ahead = g.channels * g.spatial * int64_t(sizeof(T));
+    double sum[kShortTile][1], sums[kShortTile][2];
+    A shift[kShortTile];
+    sum_tile<A>(g, shift_samples, channels, sum,
+                [=](int64_t i, int64_t, auto lanes, Vector<A>* s)
+                    __attribute__((always_inline)) { s[0] += load(x + i, lanes); });
+    for (int64_t c = 0; c < channels; ++c) shift[c] = A(sum[c][0] / double(shift_samples * g.spatial));
+    sum_tile<A>(g, samples, channels, sums,
+                [&, x, ahead](int64_t i, int64_t c, auto lanes, Vector<A>* s) __attribute__((always_inline)) {
+                  fetch_to_read(x + i, ahead);
+                  const Vector<A> d = keep(load(x + i, lanes) - shift[c], lanes);
+                  s[0] += d;
+                  s[1] += d * d;
+                });
+    const double count = double(samples * g.spatial);
+    for (int64_t c = 0; c < channels; ++c) {
+      const double correction = sums[c][0] / count;
+      moments[c] = merge_two(moments[c], {count, double(shift[c]) + correction, sums[c][1] - sums[c][0] * correction});
+    }
+  }
+
+  template <Follow FOLLOW>
+  static __attribute__((noinline)) void apply(const Call& call, Columns tile) {
+    const PlaneNormForward& a = *call.arguments;
+    const PlaneGeometry& g = call.geometry;
+    A scale[kShortTile];
+    for (int64_t c = tile.begin; c < tile.end; ++c)
+      scale[c - tile.begin] = static_cast<const A*>(call.rstd)[c] * static_cast<const A*>(call.weight)[c];
+    for (int64_t sample = g.slab_samples - 1; sample >= 0; --sample)
+      for (int64_t channel = tile.begin; channel < tile.end; ++channel) {
+        const int64_t offset = (sample * g.channels + channel) * g.spatial;
+        const T* const x = static_cast<const T*>(a.x) + offset;
+        const T* const residual = a.residual ? static_cast<const T*>(a.residual) + offset : nullptr;
+        T* const y = static_cast<T*>(a.y) + offset;
+        const Vector<A> mean = splat(static_cast<const A*>(call.mean)[channel]);
+        const Vector<A> of_d = splat(scale[channel - tile.begin]);
+        const Vector<A> bias = splat(static_cast<const A*>(call.bias)[channel]);
+        for_columns<A>(g.spatial, [=, &a](int64_t c, auto lanes) __attribute__((always_inline)) {
+          fetch_to_write(y + c, kWriteAhead);
+          const Vector<A> v = affine(Vector<A>(load(x + c, lanes) - mean), of_d, bias);
+          store(y + c, followed<FOLLOW, A>(v, residual, a.activation, c, lanes), lanes);
+        });
+      }
+  }
+
+  static void sets(const Call& call, int64_t begin, int64_t end) {
+    const PlaneGeometry& g = call.geometry;
+    const auto apply_to =
+        by_follow(follow_of(*call.arguments), [](auto follow) { return apply<decltype(follow)::value>; });
+    const int64_t samples = cut_of(g.slab_samples, g.spatial).planes;
+    for (int64_t first = begin; first < end; first += kShortTile) {
+      const Columns tile{first, first + kShortTile < end ? first + kShortTile : end};
+      Moments moments[kShortTile] = {};
+      for (int64_t sample = 0; sample < g.slab_samples; sample += samples) {
+        const int64_t left = g.slab_samples - sample;
+        tile_moments(call, static_cast<const T*>(call.arguments->x) + (sample * g.channels + first) * g.spatial,
+                     left < samples ? left : samples, tile.end - first, moments);
+      }
+      for (int64_t c = first; c < tile.end; ++c) finish_set<A>(call, c, moments[c - first]);
+      apply_to(call, tile);
+    }
+  }
+};
+
+template <class T>
+struct ShortBackward {
+  using A = Accumulator<T>;
+  using Call = PlaneBackwardCall;
+
+  struct Tile {
+    Columns channels;
+    A mean[kShortTile], scale[kShortTile], bias[kShortTile];
+  };
+
+  template <Follow FOLLOW>
+  static __attribute__((noinline)) void sums(const Call& call, const Tile& tile, double (*totals)[2]) {
+    const PlaneNormBackward& a = *call.arguments;
+    const PlaneGeometry& g = call.geometry;
+    const int64_t offset = tile.channels.begin * g.spatial;
+    const T *const grad_y = static_cast<const T*>(a.grad_y) + offset, *const x = static_cast<const T*>(a.x) + offset;
+    const T* const residual = a.residual ? static_cast<const T*>(a.residual) + offset : nullptr;
+    const int64_t ahead = g.channels * g.spatial * int64_t(sizeof(T));
+    sum_tile<A>(g, g.slab_samples, tile.channels.end - tile.channels.begin, totals,
+                [&, grad_y, x, residual, ahead](int64_t i, int64_t channel, auto lanes, Vector<A>* s)
+                    __attribute__((always_inline)) {
+                      fetch_to_read(grad_y + i, ahead);
+                      fetch_to_read(x + i, ahead);
+                      const Vector<A> d = load(x + i, lanes) - tile.mean[channel];
+                      const Vector<A> g = gradient<FOLLOW, A>(grad_y, residual, d, splat(tile.scale[channel]),
+                                                              splat(tile.bias[channel]), a.activation, i, lanes);
+                      s[0] += g;
+                      s[1] += g * d;
+                    });
+  }
+
+  template <Follow FOLLOW>
+  static __attribute__((noinline)) void apply(const Call& call, const Tile& tile) {
+    const PlaneNormBackward& a = *call.arguments;
+    const PlaneGeometry& g = call.geometry;
+    for (int64_t sample = g.slab_samples - 1; sample >= 0; --sample)
+      for (int64_t channel = tile.channels.begin; channel < tile.channels.end; ++channel) {
+        const int64_t offset = (sample * g.channels + channel) * g.spatial, i = channel - tile.channels.begin;
+        const T *const grad_y = static_cast<const T*>(a.grad_y) + offset, *const x =
+                                                                              static_cast<const T*>(a.x) + offset;
+        const T* const residual = a.residual ? static_cast<const T*>(a.residual) + offset : nullptr;
+        T* const grad_x = a.grad_x ? static_cast<T*>(a.grad_x) + offset : nullptr;
+        T* const grad_residual = a.grad_residual ? static_cast<T*>(a.grad_residual) + offset : nullptr;
+        const A* const coefficients = static_cast<const A*>(call.coefficients) + 2 * channel;
+        const Vector<A> mean = splat(tile.mean[i]), scale = splat(tile.scale[i]), bias = splat(tile.bias[i]);
+        const Vector<A> of_d = splat(coefficients[0]), constant = splat(coefficients[1]);
+        for_columns<A>(g.spatial, [=, &a](int64_t c, auto lanes) __attribute__((always_inline)) {
+          fetch_to_write(grad_x, grad_x ? c * int64_t(sizeof(T)) + kWriteAhead : 0);
+          const Vector<A> d = load(x + c, lanes) - mean;
+          const Vector<A> g = gradient<FOLLOW, A>(grad_y, residual, d, scale, bias, a.activation, c, lanes);
+          if (grad_residual) store(grad_residual + c, g, lanes);
+          if (grad_x) store(grad_x + c, Vector<A>(scale * g + (of_d * d + constant)), lanes);
+        });
+      }
+  }
+
+  struct Kernels {
+    void (*sums)(const Call&, const Tile&, double (*totals)[2]);
+    void (*apply)(const Call&, const Tile&);
+  };
+
+  static void sets(const Call& call, int64_t begin, int64_t end) {
+    const PlaneNormBackward& a = *call.arguments;
+    const double count = call.counts[0];
+    const Kernels kernels = by_follow(follow_of(a), [](auto follow) -> Kernels {
+      return {sums<decltype(follow)::value>, apply<decltype(follow)::value>};
+    });
+    for (int64_t first = begin; first < end; first += kShortTile) {
+      Tile tile{{first, first + kShortTile < end ? first + kShortTile : end}, {}, {}, {}};
+      double totals[kShortTile][2] = {};
+      for (int64_t c = first; c < tile.channels.end; ++c) {
+        tile.mean[c - first] = static_cast<const A*>(a.mean)[c];
+        tile.scale[c - first] = static_cast<const A*>(a.rstd)[c] * static_cast<const A*>(call.weight)[c];
+        tile.bias[c - first] = static_cast<const A*>(call.bias)[c];
+      }
+      if (call.sums) kernels.sums(call, tile, totals);
+      for (int64_t c = first; c < tile.channels.end; ++c) {
+        GradientSums of_set{};
+        FirstBackward<T>::finish_channel(call, 0, c, {totals[c - first][0], totals[c - first][1]}, of_set);
+        finish_set<A>(call, c, of_set, count);
+      }
+      if (call.apply) kernels.apply(call, tile);
+    }
+  }
+};
+
+}  // namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET
