@@ -13,6 +13,7 @@ from ._launch_plan import GPU, KernelPlan
 
 PLANE_OPS = ("batch_norm", "group_norm", "instance_norm")
 
+
 def _reason(plan: dict[str, Any], sets: int) -> str:
     many = f"a cluster of {plan['cluster']} blocks" if plan["cluster"] > 1 else "a block"
     taken = "one set" if plan["sets_per_task"] == 1 else f"{min(plan['sets_per_task'], sets)} sets"
@@ -27,8 +28,8 @@ def _reason(plan: dict[str, Any], sets: int) -> str:
         return f"no statistics to wait for: one pass; {where}"
     rounds = ceil(plan["slabs"] / plan["blocks"]) * plan["rounds"]
     kept = min(plan["kept_rounds"], rounds)
-    rest = "all of it stays in shared memory" if kept == rounds else f"{kept} of {rounds} rounds of a block stay on chip"
-    return f"the whole grid together, two grid barriers; {rest}; {where}"
+    rest = "all stays in shared memory" if kept == rounds else f"{kept} of {rounds} rounds of a block stay on chip"
+    return f"the whole grid at once, two grid barriers; {rest}; {where}"
 
 
 def _share_read_again(plan: dict[str, Any]) -> float:
@@ -56,7 +57,7 @@ def plane_plans(
     residual: bool,
     activation: bool,
 ) -> list[KernelPlan]:
-    """Forward and backward of ``op``, as explain.launch_plans; ``residual`` and ``activation``: whether there is one."""
+    """Forward and backward, as explain.launch_plans; ``residual`` and ``activation``: whether there is one."""
     if len(shape) < 2:
         raise ValueError(f"explain: {op} needs a shape (N, C, ...), not {tuple(shape)}")
     samples, channels, spatial = shape[0], shape[1], prod(shape[2:])

@@ -178,8 +178,8 @@ def explain(
         bandwidth: bytes per second to divide the bytes by; default: that of the GPU's data sheet.
 
     Raises:
-        ValueError: an unknown op or gpu, more normalized dimensions than the shape has, or groups that do not divide the
-            channels.
+        ValueError: an unknown op or gpu, more normalized dimensions than the shape has, or groups that do not divide
+            the channels.
     """
     device = _find_gpu(gpu)
     plans = launch_plans(
