@@ -216,6 +216,8 @@ def check(op: Op, candidate: Candidate, inputs: Inputs) -> tuple[str, str]:
 
 
 def works_of(candidate: Candidate, sets: list[Inputs], direction: str) -> Work:
+    # What a call changes (running statistics) must not stand in another candidate's retained graph.
+    sets = [Inputs([t if t.requires_grad else t.clone() for t in one.inputs], one.upstream) for one in sets]
     # Outputs stay alive for one turn through the sets, so that they are rotated as the inputs are.
     alive: list[object] = [None] * len(sets)
     if direction == "forward":

@@ -18,6 +18,8 @@ from torchfastnorm import functional
 # Columns from each regime: sub-warp, warp, block, shared memory, cluster, streamed; odd ones peel heads and tails.
 COLUMNS = (1, 64, 111, 256, 500, 1024, 4095, 8192, 20000, 65536, 300001)
 OPS = ("layer_norm", "rms_norm", "add_layer_norm", "add_rms_norm")
+# Feature maps: sub-warp planes, planes of several pieces, clusters, sets that only the whole grid can take.
+PLANES = ((3, 6, 1), (3, 12, 49), (2, 12, 1000), (2, 4, 30001), (6, 12, 200001))
 TOLERANCES = {torch.float32: 2e-4, torch.bfloat16: 4e-2}
 
 
@@ -40,16 +42,47 @@ def run(op: str, cols: int, dtype: torch.dtype, device: str) -> list[torch.Tenso
     return [t.detach().cpu().double() for t in (*outputs, *gradients)]
 
 
+def run_planes(op: str, shape: tuple[int, ...], last: bool, dtype: torch.dtype, device: str) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(shape[-1])
+
+    def random(*sizes: int) -> torch.Tensor:
+        values = torch.randn(*sizes, generator=generator).to(dtype)
+        return (values.transpose(1, 2).contiguous().transpose(1, 2) if last and len(sizes) == 3 else values).to(device)
+
+    x, residual = (random(*shape).requires_grad_() for _ in range(2))
+    weight, bias = (random(shape[1]).requires_grad_() for _ in range(2))
+    if op == "batch_norm":
+        running = [torch.zeros(shape[1], device=device), torch.ones(shape[1], device=device)]
+        y = functional.batch_norm(x, *running, weight, bias, True, residual=residual, activation="silu")
+    elif op == "group_norm":
+        y = functional.group_norm(x, 3 if shape[1] % 3 == 0 else 2, weight, bias, residual=residual, activation="gelu")
+    else:
+        y = functional.instance_norm(x, None, None, weight, bias, residual=residual)
+    gradients = torch.autograd.grad(y, (x, residual, weight, bias), random(*shape))
+    return [t.detach().cpu().double() for t in (y, *gradients)]
+
+
+def compare(what: str, ours: list[torch.Tensor], expected: list[torch.Tensor], tolerance: float) -> None:
+    for one, other in zip(ours, expected, strict=True):
+        error = ((one - other).abs().max() / other.abs().max().clamp(min=1)).item()
+        assert error <= tolerance, f"{what}: differs from the CPU by {error:.1e}"
+
+
 def main() -> None:
     device = sys.argv[1] if len(sys.argv) > 1 else "cuda"
     print(torchfastnorm.build_info())
     for op in OPS:
         for cols in COLUMNS:
             for dtype, tolerance in TOLERANCES.items():
-                for ours, expected in zip(run(op, cols, dtype, device), run(op, cols, dtype, "cpu"), strict=True):
-                    scale = expected.abs().max().clamp(min=1)
-                    error = ((ours - expected).abs().max() / scale).item()
-                    assert error <= tolerance, f"{op}, {cols} columns, {dtype}: differs from the CPU by {error:.1e}"
+                results = (run(op, cols, dtype, where) for where in (device, "cpu"))
+                compare(f"{op}, {cols} columns, {dtype}", *results, tolerance)
+        print(op, "ok", flush=True)
+    for op in ("batch_norm", "group_norm", "instance_norm"):
+        for shape in PLANES if op != "instance_norm" else PLANES[1:]:
+            for last in (False, True):
+                for dtype, tolerance in TOLERANCES.items():
+                    results = (run_planes(op, shape, last, dtype, where) for where in (device, "cpu"))
+                    compare(f"{op} of {shape}, {dtype}, channels last: {last}", *results, tolerance)
         print(op, "ok", flush=True)
 
 

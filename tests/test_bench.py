@@ -201,6 +201,12 @@ def test_candidates_for_feature_maps_are_right(op, dtype, shape):
     assert not any(wrong.values()), wrong
 
 
+def test_running_statistics_of_candidates_are_apart():
+    candidates = [*BATCH_NORM.candidates(["aten"]), candidate("again", BATCH_NORM.candidates(["aten"])[1].function)]
+    cells = measure(*candidates, op=BATCH_NORM, shape=PLANES[0])  # a retained graph would see them change
+    assert len(cells) == 3 and all(result.seconds for cell in cells for result in cell.results)
+
+
 def test_a_part_is_checked_along_what_is_independent(monkeypatch):
     monkeypatch.setattr(harness, "CHECKED_ELEMENTS", 4 * 64 * 12 * 11 // 4)  # a quarter
 

@@ -3,57 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import torch
 
 from ._extension import _C
+from ._launch_plan import GPU, GPUS, KernelPlan
+from ._plane_plans import PLANE_OPS, plane_plans
 
 __all__ = ["GPU", "GPUS", "KernelPlan", "explain", "launch_plans"]
 
 
-@dataclass(frozen=True)
-class GPU:
-    """What a launch plan depends on, and the memory bandwidth of the data sheet in bytes per second."""
-
-    name: str
-    multiprocessors: int
-    shared_bytes: int
-    cluster_blocks: int
-    bandwidth: float
-
-
-GPUS = {
-    gpu.name: gpu
-    for gpu in (
-        GPU("A100", 108, 166912, 1, 2.039e12),
-        GPU("H100", 132, 232448, 16, 3.35e12),
-        GPU("H200", 132, 232448, 16, 4.8e12),
-        GPU("B200", 148, 232448, 16, 8.0e12),
-        GPU("RTX 5090", 170, 101376, 8, 1.792e12),
-    )
-}
-
-OPS = ("layer_norm", "rms_norm", "add_layer_norm", "add_rms_norm")
-
-
-@dataclass(frozen=True)
-class KernelPlan:
-    """One direction of an op. ``bytes``: what must cross the memory bus if everything is read and written once where
-    the plan says so; ``reread_bytes`` of them are read a second time because a row does not fit on the chip."""
-
-    direction: str
-    kernel: str
-    grid: int
-    block: int
-    cluster: int
-    shared_bytes: int
-    cooperative: bool
-    bytes: int
-    reread_bytes: int
-    reason: str
+ROW_OPS = ("layer_norm", "rms_norm", "add_layer_norm", "add_rms_norm")
+OPS = (*ROW_OPS, *PLANE_OPS)
 
 
 def _find_gpu(gpu: str | GPU | None) -> GPU:
@@ -97,14 +60,35 @@ def launch_plans(
     residual_dtype: torch.dtype | None = None,
     param_dtype: torch.dtype | None = None,
     out_dtype: torch.dtype | None = None,
+    num_groups: int = 32,
+    channels_last: bool = False,
+    training: bool = True,
+    residual: bool = False,
+    activation: str = "none",
     gpu: str | GPU | None = None,
 ) -> list[KernelPlan]:
     """The launch plans of an op's forward and backward; arguments as :func:`explain`."""
     if op not in OPS:
         raise ValueError(f"explain: unknown op {op!r}: one of {', '.join(OPS)}")
+    if op in PLANE_OPS:
+        param = param_dtype or dtype
+        options = (num_groups, channels_last, training, residual, activation != "none")
+        return plane_plans(op, shape, dtype, param, _find_gpu(gpu), *options)
+    return _row_plans(op, shape, dtype, normalized_dims, residual_dtype, param_dtype, out_dtype, _find_gpu(gpu))
+
+
+def _row_plans(
+    op: str,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    normalized_dims: int,
+    residual_dtype: torch.dtype | None,
+    param_dtype: torch.dtype | None,
+    out_dtype: torch.dtype | None,
+    device: GPU,
+) -> list[KernelPlan]:
     if not 1 <= normalized_dims <= len(shape):
         raise ValueError(f"explain: normalized_dims={normalized_dims} does not fit shape {tuple(shape)}")
-    device = _find_gpu(gpu)
     add, centered = op.startswith("add_"), op.endswith("layer_norm")
     lead = len(shape) - normalized_dims
     rows, cols = prod(shape[:lead]), prod(shape[lead:])
@@ -170,22 +154,32 @@ def explain(
     residual_dtype: torch.dtype | None = None,
     param_dtype: torch.dtype | None = None,
     out_dtype: torch.dtype | None = None,
+    num_groups: int = 32,
+    channels_last: bool = False,
+    training: bool = True,
+    residual: bool = False,
+    activation: str = "none",
     gpu: str | GPU | None = None,
     bandwidth: float | None = None,
 ) -> None:
     """Print how ``op`` runs on a GPU; no GPU is needed to ask.
 
     Args:
-        op: "layer_norm", "rms_norm", "add_layer_norm" or "add_rms_norm".
+        op: "layer_norm", "rms_norm", "add_layer_norm", "add_rms_norm", "batch_norm", "group_norm" or "instance_norm".
         shape: of the input.
         dtype: of the input.
-        normalized_dims: how many of the last dimensions are normalized over.
-        residual_dtype, param_dtype, out_dtype: where they differ from ``dtype``.
+        normalized_dims: row norms: how many of the last dimensions are normalized over.
+        param_dtype: of weight and bias, where it differs from ``dtype``.
+        residual_dtype, out_dtype: row norms: where they differ from ``dtype``.
+        num_groups: of group_norm.
+        channels_last, training, residual, activation: of batch_norm, group_norm and instance_norm: the layout, whether
+            batch_norm takes the batch's statistics, and what is fused.
         gpu: a name in ``GPUS``, or a ``GPU``; default: the current CUDA device, or "H100" where there is none.
         bandwidth: bytes per second to divide the bytes by; default: that of the GPU's data sheet.
 
     Raises:
-        ValueError: an unknown op or gpu, or more normalized dimensions than the shape has.
+        ValueError: an unknown op or gpu, more normalized dimensions than the shape has, or groups that do not divide
+            the channels.
     """
     device = _find_gpu(gpu)
     plans = launch_plans(
@@ -196,6 +190,11 @@ def explain(
         residual_dtype=residual_dtype,
         param_dtype=param_dtype,
         out_dtype=out_dtype,
+        num_groups=num_groups,
+        channels_last=channels_last,
+        training=training,
+        residual=residual,
+        activation=activation,
         gpu=device,
     )
     rate = bandwidth or device.bandwidth

@@ -11,7 +11,9 @@ int64_t batch_norm_forward_workspace(const PlaneNormForward& arguments) {
   return plane_norm_forward_workspace(arguments, sets);
 }
 
-void batch_norm_forward(const PlaneNormForward& arguments, Stream stream) { plane_norm_forward(arguments, sets, stream); }
+void batch_norm_forward(const PlaneNormForward& arguments, Stream stream) {
+  plane_norm_forward(arguments, sets, stream);
+}
 
 int64_t batch_norm_backward_workspace(const PlaneNormBackward& arguments) {
   return plane_norm_backward_workspace(arguments, sets);

@@ -11,7 +11,9 @@ int64_t group_norm_forward_workspace(const PlaneNormForward& arguments) {
   return plane_norm_forward_workspace(arguments, sets);
 }
 
-void group_norm_forward(const PlaneNormForward& arguments, Stream stream) { plane_norm_forward(arguments, sets, stream); }
+void group_norm_forward(const PlaneNormForward& arguments, Stream stream) {
+  plane_norm_forward(arguments, sets, stream);
+}
 
 int64_t group_norm_backward_workspace(const PlaneNormBackward& arguments) {
   return plane_norm_backward_workspace(arguments, sets);

@@ -22,7 +22,7 @@ TFN_INLINE int64_t rows_ahead(int64_t bytes, int64_t rows, int64_t stride) {
   return (bytes + group - 1) / group * rows * stride;
 }
 
-// Of one channel, broadcast to a vector's lanes or a vector of channels: y = (x - mean) * scale + bias.
+// What follows  v = (x - mean) * scale + bias;  scale = rstd * weight. Anything: found out at run time.
 enum class Follow { Nothing, Relu, Anything };
 
 // The kernel for the usual cases, or the one that looks at run time.

@@ -1,6 +1,5 @@
 // InstanceNorm on CUDA devices: the plane kernels, over Sets::Instance (interface/instance_norm.h).
 #include "../interface/instance_norm.h"
-
 #include "plane_launch.h"
 
 namespace torchfastnorm::cuda {
@@ -11,7 +10,9 @@ int64_t instance_norm_forward_workspace(const PlaneNormForward& arguments) {
   return plane_norm_forward_workspace(arguments, sets);
 }
 
-void instance_norm_forward(const PlaneNormForward& arguments, Stream stream) { plane_norm_forward(arguments, sets, stream); }
+void instance_norm_forward(const PlaneNormForward& arguments, Stream stream) {
+  plane_norm_forward(arguments, sets, stream);
+}
 
 int64_t instance_norm_backward_workspace(const PlaneNormBackward& arguments) {
   return plane_norm_backward_workspace(arguments, sets);

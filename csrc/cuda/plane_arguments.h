@@ -8,7 +8,9 @@
 
 namespace torchfastnorm::cuda {
 
-inline bool is_empty(const PlaneShape& shape) { return shape.samples == 0 || shape.channels == 0 || shape.spatial == 0; }
+inline bool is_empty(const PlaneShape& shape) {
+  return shape.samples == 0 || shape.channels == 0 || shape.spatial == 0;
+}
 
 inline PlaneGeometry geometry_of(const PlaneShape& shape, Sets sets, const PlanePlan& plan, DType type, int kept,
                                  int staged) {
@@ -70,8 +72,7 @@ void with_plane_kernel(DType type, const PlanePlan& plan, F f) {
       if (plan.team == Team::Cluster) return f(element, layout, std::integral_constant<Team, Team::Cluster>());
       return f(element, layout, std::integral_constant<Team, Team::Grid>());
     };
-    if (plan.layout == Layout::ChannelsFirst)
-      return with_team(std::integral_constant<Layout, Layout::ChannelsFirst>());
+    if (plan.layout == Layout::ChannelsFirst) return with_team(std::integral_constant<Layout, Layout::ChannelsFirst>());
     return with_team(std::integral_constant<Layout, Layout::ChannelsLast>());
   });
 }

@@ -1,8 +1,7 @@
 // Backward of BatchNorm, GroupNorm and InstanceNorm on CUDA devices: one launch of plane_backward.cuh, and a second one
 // for the parameters' gradients where a cluster's sets are not their sums.
-#include "plane_backward.cuh"
-
 #include "plane_arguments.h"
+#include "plane_backward.cuh"
 #include "plane_launch.h"
 
 namespace torchfastnorm::cuda {
@@ -13,7 +12,7 @@ bool with_residual(const PlaneNormBackward& a) { return a.residual != nullptr &&
 PlanePlan plan_of(const PlaneNormBackward& a, Sets sets) {
   const bool ordered = a.batch_statistics && is_empty(a.shape);
   return plan_plane_norm({a.shape, sets, a.type, a.batch_statistics, ordered, with_residual(a) ? 3 : 2, 0},
-                                   device_limits());
+                         device_limits());
 }
 
 bool wants_parameters(const PlaneNormBackward& a) { return a.grad_weight != nullptr || a.grad_bias != nullptr; }

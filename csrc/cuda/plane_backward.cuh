@@ -4,9 +4,9 @@
 //   Team::Grid      both read again where no block had room to keep them; without batch statistics nothing depends on
 //                   the sums, and everything is read and written in the first pass
 //
-// The activation's derivative is recomputed from x, the statistics and the parameters, and from the residual where there
-// was one. grad_weight and grad_bias come from the same sums: with Sets::Batch a set's own, otherwise added up over the
-// samples from the table of entries, in the same launch (Grid) or by plane_parameter_gradients (Cluster).
+// The activation's derivative is recomputed from x, the statistics and the parameters, and from the residual where
+// there was one. grad_weight and grad_bias come from the same sums: with Sets::Batch a set's own, otherwise added up
+// over the samples from the table of entries, in the same launch (Grid) or by plane_parameter_gradients (Cluster).
 #pragma once
 #include "plane_forward.cuh"
 
@@ -52,7 +52,8 @@ __device__ __forceinline__ void parameter_gradients(const PlaneBackwardArguments
 }
 
 template <class A>
-__global__ void __launch_bounds__(512) plane_parameter_gradients(const PlaneBackwardArguments<A> a, const Layout layout) {
+__global__ void __launch_bounds__(512)
+    plane_parameter_gradients(const PlaneBackwardArguments<A> a, const Layout layout) {
   parameter_gradients(a, layout);
 }
 
@@ -88,7 +89,8 @@ struct PlaneBackward {
       for (int k = 0; k < plane_slots; ++k) shared.kept(g, ordinal, tensor, k) = vectors[tensor][k];
     }
     // A third tensor on its way at the same time would not fit in registers.
-    if (with_residual()) load_round(a.residual, slab, round, [&](int k) -> auto& { return shared.kept(g, ordinal, 2, k); });
+    if (with_residual())
+      load_round(a.residual, slab, round, [&](int k) -> auto& { return shared.kept(g, ordinal, 2, k); });
   }
 
   __device__ __forceinline__ Coefficients<A, 1> coefficients(int64_t set, int channel) const {
@@ -156,9 +158,8 @@ struct PlaneBackward {
     TileSums<A, planes ? 1 : N> tile;
     Coefficients<A, count> c = {};
     if constexpr (!planes)
-      fill_columns<3>(slab, shared, [&](int local) {
-        return coefficients(first_set + slab.set_of(local), slab.channel + local);
-      });
+      fill_columns<3>(slab, shared,
+                      [&](int local) { return coefficients(first_set + slab.set_of(local), slab.channel + local); });
     const bool wanted = TEAM == Team::Cluster || a.table != nullptr;
     for (int round = 0; round < g.rounds; ++round) {
       const int ordinal = first_ordinal + round;
@@ -292,7 +293,8 @@ __global__ void __launch_bounds__(TEAM == Team::Cluster ? cluster_team_threads :
     combine_grid<A>(
         a.table, g.set_count, [&](int64_t set) { return entries_of(g, LAYOUT, g.sets, set); }, MergeSums(),
         [&](const Entry<A>& e, int64_t set, unsigned i) {
-          return weigh ? weighted(e, anywhere.channel_of(set, LAYOUT == Layout::ChannelsFirst ? i : i % g.width, 0)) : e;
+          return weigh ? weighted(e, anywhere.channel_of(set, LAYOUT == Layout::ChannelsFirst ? i : i % g.width, 0))
+                       : e;
         },
         [&](int64_t set, const Entry<A>& e) {
           const Entry<A> done = backward.finish_set(set, e, true);

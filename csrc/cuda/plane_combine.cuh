@@ -1,7 +1,7 @@
 // From entries to sets, forward (moments) and backward (sums), whichever norm it is:
 //
-//   merge_moments, merge_sums   a list of entries to one, by a group of lanes or a block, in an order fixed by its length
-//   EntryRange                  which entries of the table in global memory belong to a set, or to a channel
+//   merge_moments, merge_sums   a list of entries to one, by a group of lanes or a block, in an order fixed by its
+//   length EntryRange                  which entries of the table in global memory belong to a set, or to a channel
 //   TileMoments, TileSums       ChannelsLast: a thread's channels over its rows, then over the rows of all threads
 //   combine_cluster             entries of a cluster's blocks to the sets of its task
 //
@@ -31,8 +31,7 @@ __device__ __forceinline__ EntryRange entries_of(const PlaneGeometry& g, Layout 
   const int64_t chunks = g.chunks_divisor.value;
   const int width = sets == Sets::Batch ? 1 : g.width;
   if (layout == Layout::ChannelsFirst) {
-    if (sets == Sets::Batch)
-      return {set * chunks, g.channels * chunks, unsigned(g.samples), unsigned(chunks)};
+    if (sets == Sets::Batch) return {set * chunks, g.channels * chunks, unsigned(g.samples), unsigned(chunks)};
     return {set * width * chunks, 0, 1, unsigned(width * chunks)};
   }
   const int64_t per_domain = g.channels / width;
@@ -171,12 +170,13 @@ struct TileSums {
 // The threads that own the same channels: the upper half hands its numbers to the lower one until one row is left.
 // f(local channel, entry) is called for the tile's channels by the threads of that row.
 template <class T, class Of, Team TEAM, class F>
-__device__ __forceinline__ void finish_tile(const Slab<T, Layout::ChannelsLast, TEAM>& slab, Of& of, Accumulator<T>* tree,
-                                            F f) {
+__device__ __forceinline__ void finish_tile(const Slab<T, Layout::ChannelsLast, TEAM>& slab, Of& of,
+                                            Accumulator<T>* tree, F f) {
   constexpr int N = Packed<T>::size;
   const unsigned stride = blockDim.x / 2;
   for (unsigned half = slab.row_threads / 2; half > 0; half /= 2) {
-    if (slab.row_thread >= half && slab.row_thread < 2 * half) of.write(tree + threadIdx.x - half * slab.g.lanes, stride);
+    if (slab.row_thread >= half && slab.row_thread < 2 * half)
+      of.write(tree + threadIdx.x - half * slab.g.lanes, stride);
     __syncthreads();
     if (slab.row_thread < half) of.merge(tree + threadIdx.x, stride);
     __syncthreads();

@@ -1,7 +1,6 @@
 // Forward of BatchNorm, GroupNorm and InstanceNorm on CUDA devices: one launch of plane_forward.cuh.
-#include "plane_forward.cuh"
-
 #include "plane_arguments.h"
+#include "plane_forward.cuh"
 #include "plane_launch.h"
 
 namespace torchfastnorm::cuda {
@@ -15,7 +14,7 @@ bool is_ordered(const PlaneNormForward& a, Sets sets) {
 
 PlanePlan plan_of(const PlaneNormForward& a, Sets sets) {
   return plan_plane_norm({a.shape, sets, a.type, a.batch_statistics, is_ordered(a, sets), 1, a.residual != nullptr},
-                                   device_limits());
+                         device_limits());
 }
 
 // The table of entries, then mean and rstd where the caller does not want them, then the variances of instances.

@@ -3,9 +3,9 @@
 //   Team::Cluster   x read once, y written once; a residual is read by apply
 //   Team::Grid      x read again where no block had room to keep it; without batch statistics apply alone: one pass
 //
-// A piece's moments: its mean, then squares around it, in registers; the sum of the deviations, zero but for the rounding
-// of the mean, corrects both, and where that is not small beside the squares (a constant plane) they are taken again
-// around the corrected mean, so that a constant plane has variance zero at any magnitude.
+// A piece's moments: its mean, then squares around it, in registers; the sum of the deviations, zero but for the
+// rounding of the mean, corrects both, and where that is not small beside the squares (a constant plane) they are taken
+// again around the corrected mean, so that a constant plane has variance zero at any magnitude.
 #pragma once
 #include "plane_combine.cuh"
 
@@ -212,7 +212,8 @@ struct PlaneForward {
       fill_columns<3>(slab, shared, [&](int local) { return coefficients(slab.set_of(local), slab.channel + local); });
     for (int round = g.rounds - 1; round >= 0; --round) {
       const int ordinal = first_ordinal + round;
-      if (ordinal >= g.kept_rounds) load_round(a.x, slab, round, [&](int k) -> auto& { return shared.kept(g, ordinal, 0, k); });
+      if (ordinal >= g.kept_rounds)
+        load_round(a.x, slab, round, [&](int k) -> auto& { return shared.kept(g, ordinal, 0, k); });
       if (a.residual != nullptr) load_round(a.residual, slab, round, [&](int k) -> auto& { return shared.stage(k); });
       if constexpr (!planes) read_columns<3>(slab, shared, c);
 #pragma unroll 1
@@ -224,8 +225,7 @@ struct PlaneForward {
         A v[N];
         unpack(shared.kept(g, ordinal, 0, k), v);
 #pragma unroll
-        for (int j = 0; j < N; ++j)
-          v[j] = plane_affine(v[j] - pick(c.mean, j), pick(c.scale, j), pick(c.bias, j));
+        for (int j = 0; j < N; ++j) v[j] = plane_affine(v[j] - pick(c.mean, j), pick(c.scale, j), pick(c.bias, j));
         if (a.residual != nullptr) {
           A more[N];
           unpack(shared.stage(k), more);
@@ -277,8 +277,7 @@ __global__ void __launch_bounds__(TEAM == Team::Cluster ? cluster_team_threads :
       const unsigned sets = unsigned(slab.sets(task));
       combine_cluster<T>(g, LAYOUT, shared, slab.entries(), sets, MergeMoments(), as_is);
       for (unsigned set = threadIdx.x; set < sets; set += blockDim.x)
-        shared.sets[set] =
-            forward.finish_set(slab.first_set(task) + set, shared.sets[set], Cluster::rank() == 0);
+        shared.sets[set] = forward.finish_set(slab.first_set(task) + set, shared.sets[set], Cluster::rank() == 0);
       __syncthreads();
       forward.apply(slab, 0);
       // The next task writes what this one reads, and a block must not end while a peer writes to it.

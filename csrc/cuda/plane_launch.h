@@ -1,4 +1,5 @@
-// Launching the plane kernels: plane_forward.cu and plane_backward.cu for the thin files of the ops, and what they share.
+// Launching the plane kernels: plane_forward.cu and plane_backward.cu for the thin files of the ops, and what they
+// share.
 #pragma once
 #include "../interface/plane_norm.h"
 

@@ -1,4 +1,5 @@
-// What the plane kernels share: their arguments, where the vectors of a thread lie, what a block keeps in shared memory.
+// What the plane kernels share: their arguments, where the vectors of a thread lie, what a block keeps in shared
+// memory.
 //
 // A block works on one slab at a time, in rounds of `plane_slots` vectors of 16 bytes a thread:
 //
@@ -13,8 +14,8 @@
 //                     row 0   | lane 0 | lane 1 | ... | lane 7 |            (slots: the rows after the last row of all
 //                     row 1   | lane 8 | ...                                 threads)
 //
-// Each piece, or each channel of a slab, leaves an Entry: its moments forward, its sums backward. What a set consists of
-// is a matter of adding up entries (plane_combine.cuh), the same for every norm of the family.
+// Each piece, or each channel of a slab, leaves an Entry: its moments forward, its sums backward. What a set consists
+// of is a matter of adding up entries (plane_combine.cuh), the same for every norm of the family.
 #pragma once
 #include "../interface/plane_plan.h"
 #include "../math/activation.h"
@@ -57,7 +58,9 @@ struct ChannelValues {
   __device__ __forceinline__ A at(int64_t channel, A missing) const {
     A value = missing;
     if (data != nullptr)
-      with_type(type, [&](auto* t) { value = A(widen(load_written(static_cast<decltype(t)>(const_cast<void*>(data)) + channel))); });
+      with_type(type, [&](auto* t) {
+        value = A(widen(load_written(static_cast<decltype(t)>(const_cast<void*>(data)) + channel)));
+      });
     return value;
   }
 };
@@ -101,13 +104,13 @@ struct PlaneArguments {
 
 // One vector of a thread. Nothing may be touched at or beyond `limit` elements of the row.
 struct Slot {
-  int64_t row;   // element at which the row or piece begins
-  int64_t mask;  // its first position in the mask
-  int64_t entry; // ChannelsFirst: of the piece, in the table
-  int index;     // vector of the row
+  int64_t row;    // element at which the row or piece begins
+  int64_t mask;   // its first position in the mask
+  int64_t entry;  // ChannelsFirst: of the piece, in the table
+  int index;      // vector of the row
   int limit;
-  int channel;   // of the piece; of the tile's first element
-  int set;       // among those of the task (Cluster) or of all (Grid); of the tile's first element
+  int channel;  // of the piece; of the tile's first element
+  int set;      // among those of the task (Cluster) or of all (Grid); of the tile's first element
 };
 
 template <class T, Layout LAYOUT, Team TEAM>
@@ -121,11 +124,14 @@ struct Slab<T, Layout::ChannelsFirst, TEAM> {
   unsigned lane, group, groups;
 
   __device__ __forceinline__ Slab(const PlaneGeometry& g, int64_t task, int64_t slab)
-      : g(g), first(uint32_t(slab * g.slab)), lane(threadIdx.x % g.lanes), group(threadIdx.x / g.lanes),
+      : g(g),
+        first(uint32_t(slab * g.slab)),
+        lane(threadIdx.x % g.lanes),
+        group(threadIdx.x / g.lanes),
         groups(blockDim.x / g.lanes) {
     const int64_t task_planes = int64_t(g.sets_per_task) * g.width;
     first_plane = TEAM == Team::Cluster ? task * task_planes : 0;
-    const int64_t planes = TEAM == Team::Grid           ? g.samples * g.channels
+    const int64_t planes = TEAM == Team::Grid      ? g.samples * g.channels
                            : g.sets == Sets::Batch ? g.samples * task_planes
                                                    : task_planes;
     const int64_t last = (slab + 1) * g.slab, pieces = planes * g.chunks_divisor.value;
@@ -185,7 +191,7 @@ struct Slab<T, Layout::ChannelsLast, TEAM> {
   const PlaneGeometry& g;
   int64_t first_row, base;  // of the slab; element at which its tile begins
   int rows;
-  int64_t entry;            // of the tile's first channel, in the table
+  int64_t entry;  // of the tile's first channel, in the table
   int64_t first_global_set;
   int channel, width, set;
   unsigned lane, row_thread, row_threads;
@@ -230,7 +236,7 @@ struct Slab<T, Layout::ChannelsLast, TEAM> {
 
 template <class T>
 __device__ __forceinline__ Row<T, Packed<T>::size, Accumulator<T>> row_at(const void* data, const Slot& s,
-                                                                           bool aligned) {
+                                                                          bool aligned) {
   Row<T, Packed<T>::size, Accumulator<T>> row;
   row.data = const_cast<T*>(static_cast<const T*>(data)) + s.row;
   row.aligned = aligned && reinterpret_cast<uintptr_t>(data) % 16 == 0;
@@ -285,14 +291,15 @@ struct PlaneShared {
     entries = reinterpret_cast<Entry<A>*>(staged + g.staged * plane_slots * blockDim.x);
     sets = entries + (cluster_team ? g.local_entries : 0);
     inbox = sets + (cluster_team ? g.sets_per_task : 0);
-    columns = reinterpret_cast<A*>(inbox + (cluster_team && Cluster::blocks() > 1 ? Cluster::blocks() * g.sets_per_task : 0));
+    columns =
+        reinterpret_cast<A*>(inbox + (cluster_team && Cluster::blocks() > 1 ? Cluster::blocks() * g.sets_per_task : 0));
     tree = columns + column_values * g.lanes * Packed<T>::size;
   }
   // `ordinal`: of a round among the block's; those that are not kept take the last place by turns.
   __device__ __forceinline__ Packed<T>& kept(const PlaneGeometry& g, int ordinal, int tensor, int k) const {
     const int place = ordinal < g.kept_rounds ? ordinal : g.kept_rounds;
-    return reinterpret_cast<Packed<T>*>(rounds)[((place * g.kept + tensor) * plane_slots + k) * int(blockDim.x) +
-                                                int(threadIdx.x)];
+    return reinterpret_cast<Packed<T>*>(
+        rounds)[((place * g.kept + tensor) * plane_slots + k) * int(blockDim.x) + int(threadIdx.x)];
   }
   __device__ __forceinline__ Packed<T>& stage(int k) const {
     return reinterpret_cast<Packed<T>*>(staged)[k * int(blockDim.x) + int(threadIdx.x)];
@@ -301,7 +308,8 @@ struct PlaneShared {
 
 // All vectors of a round are on their way before the first is put in its place: place(k) is where.
 template <class T, Layout LAYOUT, Team TEAM, class Place>
-__device__ __forceinline__ void load_round(const void* data, const Slab<T, LAYOUT, TEAM>& slab, int round, Place place) {
+__device__ __forceinline__ void load_round(const void* data, const Slab<T, LAYOUT, TEAM>& slab, int round,
+                                           Place place) {
   Packed<T> vectors[plane_slots];
 #pragma unroll
   for (int k = 0; k < plane_slots; ++k) {
@@ -335,7 +343,8 @@ __device__ __forceinline__ void with_activation(Activation activation, F f) {
   }
 }
 
-// ---- what a piece (ChannelsFirst: one for all elements) or the elements of a vector (ChannelsLast) are normalised with
+// ---- what a piece (ChannelsFirst: one for all elements) or the elements of a vector (ChannelsLast) are normalised
+// with
 
 template <class A, int N>
 struct Coefficients {
@@ -347,9 +356,9 @@ __device__ __forceinline__ A pick(const A (&values)[COUNT], int j) {  // the onl
   return values[COUNT == 1 ? 0 : j];
 }
 
-// ChannelsLast: of(channel of the tile) says what it is normalised with. The block finds that out together, because each
-// channel is the business of many threads; a thread then reads its N channels' from shared memory once a round: to keep
-// them in registers while a round is loaded would not leave room for that. VALUES: how many of Coefficients' five.
+// ChannelsLast: of(channel of the tile) says what it is normalised with. The block finds that out together, because
+// each channel is the business of many threads; a thread then reads its N channels' from shared memory once a round: to
+// keep them in registers while a round is loaded would not leave room for that. VALUES: how many of Coefficients' five.
 template <int VALUES, class T, Team TEAM, class Of>
 __device__ __forceinline__ void fill_columns(const Slab<T, Layout::ChannelsLast, TEAM>& slab,
                                              const PlaneShared<T>& shared, Of of) {

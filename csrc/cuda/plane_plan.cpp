@@ -74,8 +74,8 @@ bool share_task(const PlaneProblem& problem, const Extent& extent, const DeviceL
     plan.rounds = ceil_div(plan.slab, per_round);
     plan.kept_rounds = plan.rounds;
     plan.local_entries = plan.layout == Layout::ChannelsFirst ? plan.slab : plan.tile;
-    plan.shared_bytes = plan.rounds * round_bytes(problem, plan) + problem.staged * tensor_bytes(plan) +
-                        fixed_bytes(extent, plan);
+    plan.shared_bytes =
+        plan.rounds * round_bytes(problem, plan) + problem.staged * tensor_bytes(plan) + fixed_bytes(extent, plan);
     if (plan.shared_bytes <= limit) return true;
   }
   return false;
@@ -145,8 +145,7 @@ bool plan_grid(const PlaneProblem& problem, const Extent& extent, const DeviceLi
   plan.blocks = std::clamp<int64_t>(plan.slabs, 1, device.multiprocessors);  // an empty tensor has statistics too
   plan.cooperative = problem.batch_statistics;
   if (problem.batch_statistics)
-    plan.kept_rounds =
-        std::min(ceil_div(plan.slabs, plan.blocks) * plan.rounds, room / round_bytes(problem, plan));
+    plan.kept_rounds = std::min(ceil_div(plan.slabs, plan.blocks) * plan.rounds, room / round_bytes(problem, plan));
   plan.shared_bytes = plan.kept_rounds * round_bytes(problem, plan) + fixed;
   return true;
 }

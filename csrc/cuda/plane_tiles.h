@@ -15,8 +15,8 @@ constexpr int piece_vectors = 32 * plane_slots;
 constexpr int cluster_team_threads = 256;
 constexpr int grid_team_threads = 512;  // 128 registers each fill a multiprocessor
 
-// Team::Cluster: a block takes two rounds (32 KB) as long as 8 blocks are enough, so that a multiprocessor holds several
-// blocks and the loads of one overlap the stores of another.
+// Team::Cluster: a block takes two rounds (32 KB) as long as 8 blocks are enough, so that a multiprocessor holds
+// several blocks and the loads of one overlap the stores of another.
 constexpr int wanted_rounds = 2;
 constexpr int most_sets_per_task = 1024;
 
@@ -27,7 +27,7 @@ constexpr int least_slab_rounds = 4;
 constexpr int most_slab_rounds = 16;
 
 // Shared memory beside the rounds, in bytes of type A; see PlaneShared in plane_norm.cuh.
-constexpr int64_t entry_values = 4;  // count and two numbers, padded to a power of two
+constexpr int64_t entry_values = 4;                                   // count and two numbers, padded to a power of two
 constexpr int64_t tree_values(int vector) { return 3 * vector + 1; }  // of a thread that hands its channels on
 constexpr int64_t tree_bytes(int vector, int64_t size, int64_t threads) {
   return tree_values(vector) * (threads / 2) * size;

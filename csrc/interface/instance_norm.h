@@ -1,5 +1,5 @@
-// InstanceNorm (Ulyanov, Vedaldi, Lempitsky 2016, arXiv 1607.08022): Sets::Instance, every plane by itself. The formulas
-// stand in plane_norm.h; batch_statistics is true (running ones: a batch_norm), batches is null.
+// InstanceNorm (Ulyanov, Vedaldi, Lempitsky 2016, arXiv 1607.08022): Sets::Instance, every plane by itself. The
+// formulas stand in plane_norm.h; batch_statistics is true (running ones: a batch_norm), batches is null.
 #pragma once
 #include "plane_norm.h"
 

@@ -25,7 +25,10 @@
 namespace torchfastnorm {
 
 enum class Sets : int8_t { Batch, Group, Instance };
-enum class Layout : int8_t { ChannelsFirst, ChannelsLast };  // (samples, channels, spatial), (samples, spatial, channels)
+enum class Layout : int8_t {
+  ChannelsFirst,
+  ChannelsLast
+};  // (samples, channels, spatial), (samples, spatial, channels)
 
 struct PlaneShape {
   int64_t samples, channels, spatial;

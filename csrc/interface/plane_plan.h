@@ -4,8 +4,9 @@
 // `plane_slots` vectors of 16 bytes each, is a round; a round is kept in shared memory from the first pass to the last,
 // as far as it has room, and read again otherwise.
 //
-//   Team::Cluster   a block or a cluster takes a few sets (a task) at a time; all of its rounds are kept: x is read once
-//   Team::Grid      the whole grid takes everything, with two grid barriers; the rounds that no block has room for are
+//   Team::Cluster   a block or a cluster takes a few sets (a task) at a time; all of its rounds are kept: x is read
+//   once Team::Grid      the whole grid takes everything, with two grid barriers; the rounds that no block has room for
+//   are
 //                   read again, the last first, so that what is still in L2 comes from there
 //
 // How a set is cut into pieces depends on its own size, the type and the device, never on the number of samples
@@ -45,10 +46,10 @@ struct PlanePlan {
   int64_t rounds;        // of a slab
   int64_t kept_rounds;   // of a block, in shared memory; Team::Grid has room for one more, read again each time
   int64_t sets_per_task;
-  int64_t tasks;         // Team::Cluster
-  int64_t slabs;         // Team::Grid: of the whole problem
-  int64_t entries;       // of the table of moments or sums in global memory (Team::Grid; parameters' gradients)
-  int64_t local_entries; // of a slab, in shared memory (Team::Cluster)
+  int64_t tasks;          // Team::Cluster
+  int64_t slabs;          // Team::Grid: of the whole problem
+  int64_t entries;        // of the table of moments or sums in global memory (Team::Grid; parameters' gradients)
+  int64_t local_entries;  // of a slab, in shared memory (Team::Cluster)
 };
 
 PlanePlan plan_plane_norm(const PlaneProblem&, const DeviceLimits&);

@@ -172,8 +172,10 @@ Run run(const Case& c, int64_t samples, bool check) {
   std::vector<uint8_t> mask(size_t(c.samples * c.spatial));
   for (auto& m : mask) m = bits() % 3 != 0;
   // Sample by sample, so that the first samples are the same whatever their number.
-  Tensor x(c.type, elements, c.misaligned), grad_y(c.type, elements, c.misaligned), residual(c.type, elements, c.misaligned);
-  for (int64_t i = 0; i < elements; i++) x.set(i, normal(bits)), grad_y.set(i, normal(bits)), residual.set(i, normal(bits));
+  Tensor x(c.type, elements, c.misaligned), grad_y(c.type, elements, c.misaligned),
+      residual(c.type, elements, c.misaligned);
+  for (int64_t i = 0; i < elements; i++)
+    x.set(i, normal(bits)), grad_y.set(i, normal(bits)), residual.set(i, normal(bits));
   Tensor y(c.type, elements, c.misaligned), mean(stat, sets), rstd(stat, sets), grad_x(c.type, elements, c.misaligned),
       grad_residual(c.type, elements, c.misaligned), grad_weight(c.param_type, c.channels),
       grad_bias(c.param_type, c.channels);
@@ -268,13 +270,17 @@ Run run(const Case& c, int64_t samples, bool check) {
   }
   if (c.running && c.statistics) {
     for (int64_t k = 0; k < c.channels; k++) {
-      check_close(c, "running_mean", k, running_mean.get(k), (1 - factor) * old_mean.get(k) + factor * new_mean[size_t(k)], 2, F);
-      check_close(c, "running_var", k, running_var.get(k), (1 - factor) * old_var.get(k) + factor * new_var[size_t(k)], 2, F);
+      check_close(c, "running_mean", k, running_mean.get(k),
+                  (1 - factor) * old_mean.get(k) + factor * new_mean[size_t(k)], 2, F);
+      check_close(c, "running_var", k, running_var.get(k), (1 - factor) * old_var.get(k) + factor * new_var[size_t(k)],
+                  2, F);
     }
     CHECK(c.sets != Batch || batches == 7) << c.what << ": batches " << batches;
   }
-  std::vector<double> of_g(size_t(sets), 0), of_g_x_hat(size_t(sets), 0), gw(size_t(c.channels), 0), gb(size_t(c.channels), 0);
-  const auto terms = [&](int64_t n, int64_t channel, int64_t s, int64_t i, size_t set, double& x_hat, double& g, double& before) {
+  std::vector<double> of_g(size_t(sets), 0), of_g_x_hat(size_t(sets), 0), gw(size_t(c.channels), 0),
+      gb(size_t(c.channels), 0);
+  const auto terms = [&](int64_t n, int64_t channel, int64_t s, int64_t i, size_t set, double& x_hat, double& g,
+                         double& before) {
     x_hat = (x.get(i) - m[set]) / std::sqrt(v[set] + 1e-5);
     before = x_hat * weight.get(channel) + bias.get(channel) + (c.residual ? residual.get(i) : 0);
     g = counts(n, s) ? grad_y.get(i) * activation_slope(c.activation, before) : 0;
@@ -290,9 +296,10 @@ Run run(const Case& c, int64_t samples, bool check) {
     terms(n, channel, s, i, set, x_hat, g, before);
     if (c.activation == Relu && std::abs(before) < 1e-4) return;  // which side of the edge is luck
     const double inverse = number[set] > 0 && c.statistics ? 1 / number[set] : 0;
-    const double expected = counts(n, s) ? (g * weight.get(channel) - of_g[set] * inverse - x_hat * of_g_x_hat[set] * inverse) /
-                                               std::sqrt(v[set] + 1e-5)
-                                         : 0;
+    const double expected = counts(n, s)
+                                ? (g * weight.get(channel) - of_g[set] * inverse - x_hat * of_g_x_hat[set] * inverse) /
+                                      std::sqrt(v[set] + 1e-5)
+                                : 0;
     check_close(c, "grad_x", i, grad_x.get(i), expected, 10, c.type);
     if (c.residual) check_close(c, "grad_residual", i, grad_residual.get(i), g, 10, c.type);
   });

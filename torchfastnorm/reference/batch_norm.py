@@ -34,5 +34,6 @@ def batch_norm(
             update(running_mean, mean, momentum)
             update(running_var, variance * number / (number - 1).clamp_min(1), momentum)
     else:
+        assert running_mean is not None and running_var is not None
         mean, variance = (t.to(x.dtype).view(1, -1, *[1] * (x.dim() - 2)) for t in (running_mean, running_var))
     return apply(x, mean, variance, eps, weight, bias, activation, mask, residual).to(input.dtype)

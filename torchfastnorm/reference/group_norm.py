@@ -18,8 +18,10 @@ def group_norm(
     activation: str = "none",
     mask: Tensor | None = None,
 ) -> Tensor:
-    """activation((x - mean) / sqrt(variance + eps) * weight + bias + residual), computed in fp32 (fp64 for fp64), with the moments
-    of each sample's groups of consecutive channels, of the elements that ``mask`` counts."""
+    """activation((x - mean) / sqrt(variance + eps) * weight + bias + residual), computed in fp32 (fp64 for fp64).
+
+    The moments are those of each sample's groups of consecutive channels, of the elements that ``mask`` counts.
+    """
     x = widen(input, mask)
     residual = None if residual is None else widen(residual.to(input.dtype), mask)
     grouped = x.unflatten(1, (num_groups, -1))

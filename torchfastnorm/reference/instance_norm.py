@@ -22,12 +22,14 @@ def instance_norm(
     activation: str = "none",
     mask: Tensor | None = None,
 ) -> Tensor:
-    """activation((x - mean) / sqrt(variance + eps) * weight + bias + residual), computed in fp32 (fp64 for fp64), with the moments
-    of each channel of each sample, of the elements that ``mask`` counts. The running ones follow their averages over
-    the samples (the variances unbiased), and take their place without ``use_input_stats``."""
+    """activation((x - mean) / sqrt(variance + eps) * weight + bias + residual), computed in fp32 (fp64 for fp64).
+
+    The moments are those of each channel of each sample, of the elements that ``mask`` counts. The running ones follow
+    their averages over the samples (the variances unbiased), and take their place without ``use_input_stats``.
+    """
     if not use_input_stats:
-        fused = {"residual": residual, "activation": activation, "mask": mask}
-        return batch_norm(input, running_mean, running_var, weight, bias, eps=eps, **fused)
+        running = (running_mean, running_var)
+        return batch_norm(input, *running, weight, bias, eps=eps, residual=residual, activation=activation, mask=mask)
     x = widen(input, mask)
     residual = None if residual is None else widen(residual.to(input.dtype), mask)
     mean, variance, number = moments(x, list(range(2, x.dim())), mask)

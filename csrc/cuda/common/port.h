@@ -159,8 +159,8 @@ struct Cluster {
 #endif
 };
 
-// `v`, of which the compiler knows nothing: what depends on it is computed again where it is needed. Where a number stays
-// the same from turn to turn of a long loop, everything derived from it would be kept in registers, and spilled.
+// `v`, of which the compiler knows nothing: what depends on it is computed again where it is needed. Where a number
+// stays the same from turn to turn of a long loop, everything derived from it would be kept in registers, and spilled.
 __device__ __forceinline__ int recomputed(int v) {
 #if !defined(TORCHFASTNORM_SIM)
   asm volatile("" : "+r"(v));

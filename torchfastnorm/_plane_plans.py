@@ -1,0 +1,114 @@
+"""Launch plans of the norms of feature maps: csrc/interface/plane_plan.h says what the words mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil, prod
+from typing import Any
+
+import torch
+
+from ._extension import _C
+from ._launch_plan import GPU, KernelPlan
+
+PLANE_OPS = ("batch_norm", "group_norm", "instance_norm")
+
+
+def _reason(plan: dict[str, Any], sets: int) -> str:
+    many = f"a cluster of {plan['cluster']} blocks" if plan["cluster"] > 1 else "a block"
+    taken = "one set" if plan["sets_per_task"] == 1 else f"{min(plan['sets_per_task'], sets)} sets"
+    if plan["channels_last"]:
+        where = f"tiles of {plan['tile']} channels, {plan['lanes']} lanes a row"
+    else:
+        pieces = f", {plan['chunks']} pieces a plane" if plan["chunks"] > 1 else ""
+        where = f"{plan['lanes']} lanes a piece{pieces}"
+    if plan["team"] == "cluster":
+        return f"{many} takes {taken} at a time and keeps all of it in shared memory: one read; {where}"
+    if not plan["cooperative"]:
+        return f"no statistics to wait for: one pass; {where}"
+    rounds = ceil(plan["slabs"] / plan["blocks"]) * plan["rounds"]
+    kept = min(plan["kept_rounds"], rounds)
+    rest = "all stays in shared memory" if kept == rounds else f"{kept} of {rounds} rounds of a block stay on chip"
+    return f"the whole grid at once, two grid barriers; {rest}; {where}"
+
+
+def _share_read_again(plan: dict[str, Any]) -> float:
+    """Of what apply needs, the part that no block had room to keep."""
+    if plan["team"] == "cluster" or not plan["cooperative"] or plan["slabs"] == 0:
+        return 0.0
+    slabs, blocks, rounds = plan["slabs"], plan["blocks"], plan["rounds"]
+    longer = slabs % blocks  # blocks that have one slab more than the others
+    again = sum(
+        count * max(0, (slabs // blocks + more) * rounds - plan["kept_rounds"])
+        for more, count in ((1, longer), (0, blocks - longer))
+    )
+    return again / (slabs * rounds)
+
+
+def plane_plans(
+    op: str,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    param_dtype: torch.dtype,
+    gpu: GPU,
+    num_groups: int,
+    channels_last: bool,
+    training: bool,
+    residual: bool,
+    activation: bool,
+) -> list[KernelPlan]:
+    """Forward and backward, as explain.launch_plans; ``residual`` and ``activation``: whether there is one."""
+    if len(shape) < 2:
+        raise ValueError(f"explain: {op} needs a shape (N, C, ...), not {tuple(shape)}")
+    samples, channels, spatial = shape[0], shape[1], prod(shape[2:])
+    if op == "group_norm" and (num_groups < 1 or channels % num_groups):
+        raise ValueError(f"explain: num_groups={num_groups} does not divide {channels} channels")
+    training = training or op != "batch_norm"
+    groups = {"batch_norm": 1, "group_norm": num_groups, "instance_norm": channels}[op]
+    sets = channels if op == "batch_norm" else samples * groups
+    statistic = 8 if dtype == torch.float64 else 4
+    tensor, parameter = samples * channels * spatial * dtype.itemsize, channels * param_dtype.itemsize
+    third = residual and activation  # the residual itself, which backward needs for the activation's derivative
+    plans = []
+    for backward in (False, True):
+        plan = _C.plane_plan(
+            samples=samples,
+            channels=channels,
+            spatial=spatial,
+            groups=groups,
+            sets=PLANE_OPS.index(op),
+            channels_last=channels_last,
+            dtype=dtype,
+            batch_statistics=training,
+            ordered=False,
+            kept=(3 if third else 2) if backward else 1,
+            staged=0 if backward else int(residual),
+            multiprocessors=gpu.multiprocessors,
+            shared_bytes=gpu.shared_bytes,
+            cluster_blocks=gpu.cluster_blocks,
+        )
+        again = _share_read_again(plan)
+        table = 2 * plan["entries"] * 4 * statistic if plan["team"] == "grid" and training else 0
+        small = 2 * sets * statistic + 2 * parameter + table
+        if backward:
+            inputs = (3 if third else 2) * tensor
+            moved = inputs + (2 if third else 1) * tensor + small + 2 * parameter
+        else:
+            inputs = tensor
+            moved = inputs + (1 if residual else 0) * tensor + tensor + small
+        reread = int(again * inputs)
+        plans.append(
+            KernelPlan(
+                direction="backward" if backward else "forward",
+                kernel="plane_backward" if backward else "plane_forward",
+                grid=plan["blocks"],
+                block=plan["threads"],
+                cluster=plan["cluster"],
+                shared_bytes=plan["shared_bytes"],
+                cooperative=plan["cooperative"],
+                bytes=moved + reread,
+                reread_bytes=reread,
+                reason=_reason(plan, sets),
+            )
+        )
+    return plans
