@@ -150,7 +150,6 @@ def test_evaluation_keeps_its_statistics(backend: TestBackend) -> None:
     assert torch.equal(torch.autograd.grad(y.square().sum(), case.x)[0], plain)
 
 
-@pytest.mark.tsan
 @all_ops
 def test_eight_threads(backend: TestBackend, op: PlaneOp) -> None:
     """One graph run backward by many threads at once, each also with a graph of its own."""

@@ -49,7 +49,6 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.tsan
 @all_ops
 @both_layouts
 @pytest.mark.parametrize("shape", SHAPES)

@@ -122,6 +122,7 @@ def test_a_padded_sample_is_the_sample(backend: TestBackend, op: PlaneOp, layout
         torch.testing.assert_close(results[name].cpu().double(), total, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.tsan
 @both_layouts
 def test_a_padded_batch_is_the_batch(backend: TestBackend, layout: str) -> None:
     """BatchNorm of a padded batch: the rows that count, as a matrix; with running statistics, whose factor is n - 1 of

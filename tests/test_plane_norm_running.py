@@ -199,6 +199,7 @@ def test_a_failed_call_writes_nothing(backend: TestBackend, op: PlaneOp, name: s
     assert batches.item() == 7
 
 
+@pytest.mark.tsan
 @both_layouts
 def test_cumulative_average(backend: TestBackend, layout: str) -> None:
     """momentum=None: after k batches the mean of their means and the mean of their unbiased variances."""

@@ -63,7 +63,6 @@ STRIDED: dict[str, tuple[tuple[int, ...], tuple[int, ...], View, str]] = {
 USABLE = [(op, name) for op in PLANE_OPS for name in STRIDED if op.name != "instance_norm" or len(STRIDED[name][0]) > 2]
 
 
-@pytest.mark.tsan
 @pytest.mark.parametrize("op, name", USABLE)
 def test_strided_equals_contiguous(backend: TestBackend, op: PlaneOp, name: str) -> None:
     """Input, residual and incoming gradient strided, together and one by one: right, and laid out as torch suggests."""

@@ -94,7 +94,6 @@ def test_large_shapes(backend: TestBackend, op: PlaneOp, shape: tuple[int, ...],
     check_layout(case, check(case))
 
 
-@pytest.mark.tsan
 @all_ops
 @both_layouts
 @all_dtypes
@@ -129,7 +128,6 @@ def test_without_parameters(backend: TestBackend, op: PlaneOp, layout: str, abse
         check(case.replace(**dict.fromkeys(absent)))
 
 
-@pytest.mark.tsan
 @all_ops
 @both_layouts
 @pytest.mark.parametrize("activation", ACTIVATIONS)
