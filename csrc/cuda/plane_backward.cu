@@ -31,6 +31,7 @@ Space space_of(const PlaneNormBackward& a, Sets sets, const PlanePlan& plan) {
 }  // namespace
 
 int64_t plane_norm_backward_workspace(const PlaneNormBackward& a, Sets sets) {
+  if (a.shape.channels == 0) return 0;
   const Space space = space_of(a, sets, plan_of(a, sets));
   return space.table + space.means;
 }

@@ -32,7 +32,7 @@ Space space_of(const PlaneNormForward& a, Sets sets, const PlanePlan& plan) {
 }  // namespace
 
 int64_t plane_norm_forward_workspace(const PlaneNormForward& a, Sets sets) {
-  return space_of(a, sets, plan_of(a, sets)).total();
+  return a.shape.channels == 0 ? 0 : space_of(a, sets, plan_of(a, sets)).total();
 }
 
 void plane_norm_forward(const PlaneNormForward& a, Sets sets, Stream stream) {
