@@ -1,4 +1,4 @@
-"""explain and launch_plans for norms of feature maps: equal to what is launched; a set that fits on the chip is read once."""
+"""explain and launch_plans for norms of feature maps: equal to what is launched; what fits on the chip is read once."""
 
 from __future__ import annotations
 
