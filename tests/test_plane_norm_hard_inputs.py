@@ -116,7 +116,7 @@ def test_large_sets(backend: TestBackend, op: PlaneOp, layout: str, name: str, s
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=dtype_id)
 def test_not_worse_than_torch(backend: TestBackend, op: PlaneOp, layout: str, name: str, dtype: torch.dtype) -> None:
     """Both layouts against torch's contiguous result. Many sets: where the error of a mean decides, a set is a draw."""
-    if backend.name == "sim" and name == "channels apart" and op is BATCH_NORM:
+    if backend.name == "sim" and name == "channels apart" and op is BATCH_NORM and dtype == torch.float32:
         pytest.skip("grad_x: 1.73 times torch's error, which sums these cancelling terms in fp64 on the CPU")
     shape = cut((8, 32, 12, 13), backend.limit)
     case = hard_case(op, name, shape, dtype, layout, backend)
