@@ -14,7 +14,8 @@ import torch
 import torchfastnorm
 
 OPS = ("layer_norm", "rms_norm", "add_layer_norm", "add_rms_norm")
-OPS += tuple(f"{norm}_{step}" for norm in ("layer_norm", "rms_norm") for step in ("forward", "backward"))
+OPS += ("batch_norm", "batch_norm_with_update", "group_norm", "instance_norm", "instance_norm_with_update")
+OPS += tuple(f"{norm}_{step}" for norm in ("layer_norm", "rms_norm", "plane_norm") for step in ("forward", "backward"))
 
 
 def has_kernel(op: str, key: str) -> bool:
@@ -38,6 +39,8 @@ def main() -> None:
         sys.exit("check_build.py: torch's current-stream function was not found: kernels would run on the wrong stream")
     x = torch.randn(5, 7, dtype=torch.float64)
     torch.testing.assert_close(torchfastnorm.layer_norm(x, (7,)), torch.nn.functional.layer_norm(x, (7,)))
+    x = torch.randn(5, 6, 7, dtype=torch.float64)
+    torch.testing.assert_close(torchfastnorm.group_norm(x, 3), torch.nn.functional.group_norm(x, 3))
     print("all kernels are registered:", "CPU and CUDA" if with_cuda else "CPU")
 
 
