@@ -18,7 +18,8 @@ inline PlaneGeometry geometry_of(const PlaneShape& shape, Sets sets, const Plane
   const int64_t size = size_of(type);
   if (!planes && plan.slab * shape.channels >= int64_t(1) << 31)
     throw std::runtime_error("torchfastnorm: too many channels for channels_last; use contiguous tensors");
-  if ((planes && plan.entries >= int64_t(1) << 31) || plan.tasks >= int64_t(1) << 31 || plan.slabs >= int64_t(1) << 31)
+  if (sets_of(sets, shape) >= int64_t(1) << 31 || (planes && plan.entries >= int64_t(1) << 31) ||
+      plan.tasks >= int64_t(1) << 31 || plan.slabs >= int64_t(1) << 31)
     throw std::runtime_error("torchfastnorm: 2^31 or more planes of a few elements each in one call; split the batch");
   PlaneGeometry g{};
   g.sets = sets;

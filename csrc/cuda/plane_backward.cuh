@@ -211,8 +211,8 @@ struct PlaneBackward {
   // e: a set's sums, weighted if it has several channels; returns the two means that its gradient needs.
   __device__ __forceinline__ Entry<A> finish_set(int64_t set, Entry<A> e, bool write) const {
     if (write && g.sets == Sets::Batch) store_parameter_gradients(a, set, e);
-    const A inverse = a.mask == nullptr ? a.inverse_count : e.count > A(0) ? A(1) / e.count : A(0);
-    const A scale = inverse * (g.width == 1 ? a.weight.at(set % g.channels, A(1)) : A(1));
+    const A inverse = a.mask == nullptr ? a.inverse_count : e.count > A(0) ? quotient(A(1), e.count) : A(0);
+    const A scale = inverse * (g.width == 1 ? a.weight.at(uint32_t(set) % uint32_t(g.channels), A(1)) : A(1));
     e.first *= scale, e.second *= scale;
     return e;
   }
@@ -243,7 +243,7 @@ struct PlaneBackward {
 };
 
 template <class T, Layout LAYOUT, Team TEAM>
-__global__ void __launch_bounds__(TEAM == Team::Cluster ? cluster_team_threads : grid_team_threads,
+__global__ void __launch_bounds__(TEAM == Team::Cluster ? cluster_team_threads : grid_team_threads(2),
                                   TEAM == Team::Cluster ? 2 : 1)
     plane_backward(const PlaneBackwardArguments<Accumulator<T>> a) {
   using A = Accumulator<T>;
@@ -282,7 +282,7 @@ __global__ void __launch_bounds__(TEAM == Team::Cluster ? cluster_team_threads :
       }
     }
   } else {
-    const int64_t mine = (g.slabs - blockIdx.x + gridDim.x - 1) / gridDim.x;
+    const int64_t mine = (unsigned(g.slabs) - blockIdx.x + gridDim.x - 1) / gridDim.x;
     for (int64_t i = 0; i < mine; ++i)
       backward.sums(Slab<T, LAYOUT, TEAM>(g, 0, blockIdx.x + i * gridDim.x), 0, int(i * g.rounds));
     if (a.table == nullptr) return;

@@ -34,8 +34,8 @@ __device__ __forceinline__ EntryRange entries_of(const PlaneGeometry& g, Layout 
     if (sets == Sets::Batch) return {set * chunks, g.channels * chunks, unsigned(g.samples), unsigned(chunks)};
     return {set * width * chunks, 0, 1, unsigned(width * chunks)};
   }
-  const int64_t per_domain = g.channels / width;
-  const int64_t domain = sets == Sets::Batch ? 0 : set / per_domain;
+  const uint32_t per_domain = uint32_t(g.channels / width);
+  const int64_t domain = sets == Sets::Batch ? 0 : uint32_t(set) / per_domain;
   const int64_t outer = sets == Sets::Batch ? g.domains * chunks : chunks;
   return {domain * chunks * g.channels + (set - domain * per_domain) * width, g.channels, unsigned(outer),
           unsigned(width)};
@@ -52,7 +52,7 @@ __device__ __forceinline__ Entry<A> merge_moments(At at, unsigned count, unsigne
     sums[1] += e.count * (e.first - anchor);
   }
   reduce(sums);
-  const A mean = anchor + sums[1] * (sums[0] > A(0) ? A(1) / sums[0] : A(0));
+  const A mean = anchor + sums[1] * (sums[0] > A(0) ? quotient(A(1), sums[0]) : A(0));
   A squares[1] = {};
   for (unsigned i = thread; i < count; i += threads) {
     const Entry<A> e = at(i);
@@ -92,7 +92,8 @@ struct TileMoments {
 #pragma unroll
     for (int k = 0; k < plane_slots; ++k) rows += bits[k] != 0;
     if (rows == 0) return;
-    const A share = A(1) / A(rows), total = count + A(rows), part = A(rows) / total, cross = count * part;
+    const A share = quotient(A(1), A(rows)), total = count + A(rows), part = quotient(A(rows), total),
+            cross = count * part;
     if (count == A(0)) {
 #pragma unroll
       for (int j = 0; j < N; ++j) {
@@ -134,7 +135,7 @@ struct TileMoments {
   __device__ __forceinline__ void merge(const A* from, unsigned stride) {
     const A other = from[0], total = count + other;
     if (other == A(0)) return;
-    const A part = other / total, cross = count * part;
+    const A part = quotient(other, total), cross = count * part;
 #pragma unroll
     for (int j = 0; j < N; ++j) {
       if (count == A(0)) anchor[j] = from[(3 * j + 1) * stride];

@@ -60,7 +60,7 @@ __device__ __forceinline__ void piece_moments(const Packed<T> (&x)[plane_slots],
   A inverse[plane_slots];
 #pragma unroll
   for (int k = 0; k < plane_slots; ++k) {
-    inverse[k] = count[k] > A(0) ? A(1) / count[k] : A(0);
+    inverse[k] = count[k] > A(0) ? quotient(A(1), count[k]) : A(0);
     mean[k] *= inverse[k];
   }
   const auto measure = [&] {
@@ -165,7 +165,7 @@ struct PlaneForward {
   // ---- what a set ends with
 
   __device__ __forceinline__ A factor() const {
-    return a.momentum >= A(0) ? a.momentum : A(1) / A(load_written(a.batches) + 1);
+    return a.momentum >= A(0) ? a.momentum : quotient(A(1), A(load_written(a.batches) + 1));
   }
   __device__ __forceinline__ void update(int64_t channel, A mean, A variance) const {
     const ChannelValues old_mean{a.running_mean, a.running_type}, old_var{a.running_var, a.running_type};
@@ -175,12 +175,12 @@ struct PlaneForward {
   }
   // e: the set's moments; returns them with rstd in second place.
   __device__ __forceinline__ Entry<A> finish_set(int64_t set, Entry<A> e, bool write) const {
-    const A inverse = e.count > A(0) ? A(1) / e.count : A(0);
+    const A inverse = e.count > A(0) ? quotient(A(1), e.count) : A(0);
     const A rstd = inverse_sqrt(e.second * inverse + a.eps);
     if (write) {
       if (a.mean != nullptr) store(a.mean + set, e.first);
       if (a.rstd != nullptr) store(a.rstd + set, rstd);
-      const A unbiased = e.second / (e.count > A(1) ? e.count - A(1) : A(1));
+      const A unbiased = quotient(e.second, e.count > A(1) ? e.count - A(1) : A(1));
       if (a.variance != nullptr) store(a.variance + set, unbiased);
       if (a.running_mean != nullptr && g.sets == Sets::Batch && !g.empty) update(set, e.first, unbiased);
     }
@@ -258,7 +258,7 @@ struct MergeMoments {
 };
 
 template <class T, Layout LAYOUT, Team TEAM>
-__global__ void __launch_bounds__(TEAM == Team::Cluster ? cluster_team_threads : grid_team_threads,
+__global__ void __launch_bounds__(TEAM == Team::Cluster ? cluster_team_threads : grid_team_threads(1),
                                   TEAM == Team::Cluster ? 2 : 1)
     plane_forward(const PlaneForwardArguments<Accumulator<T>> a) {
   using A = Accumulator<T>;
@@ -289,7 +289,7 @@ __global__ void __launch_bounds__(TEAM == Team::Cluster ? cluster_team_threads :
     }
     if (a.batches != nullptr && blockIdx.x == 0 && threadIdx.x == 0) store(a.batches, load_written(a.batches) + 1);
   } else {
-    const int64_t mine = (g.slabs - blockIdx.x + gridDim.x - 1) / gridDim.x;
+    const int64_t mine = (unsigned(g.slabs) - blockIdx.x + gridDim.x - 1) / gridDim.x;
     if (a.batch_statistics) {
       for (int64_t i = 0; i < mine; ++i)
         forward.moments(Slab<T, LAYOUT, TEAM>(g, 0, blockIdx.x + i * gridDim.x), int(i * g.rounds));
@@ -299,20 +299,19 @@ __global__ void __launch_bounds__(TEAM == Team::Cluster ? cluster_team_threads :
                       [&](int64_t set, const Entry<A>& e) { forward.finish_set(set, e, true); });
       cooperative_groups::this_grid().sync();
       if (a.variance != nullptr && !g.empty) {  // running statistics average over the samples
-        for (int64_t c = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; c < g.channels;
-             c += int64_t(gridDim.x) * blockDim.x) {
+        for (unsigned c = blockIdx.x * blockDim.x + threadIdx.x; c < unsigned(g.channels);
+             c += gridDim.x * blockDim.x) {
           A mean = A(0), variance = A(0);
           for (int64_t n = 0; n < g.samples; ++n) {
             mean += load_written(a.mean + n * g.channels + c);
             variance += load_written(a.variance + n * g.channels + c);
           }
-          forward.update(c, mean / A(g.samples), variance / A(g.samples));
+          forward.update(c, quotient(mean, A(g.samples)), quotient(variance, A(g.samples)));
         }
       }
       if (a.batches != nullptr && blockIdx.x == 0 && threadIdx.x == 0) store(a.batches, load_written(a.batches) + 1);
     } else if (a.mean != nullptr) {
-      for (int64_t c = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; c < g.channels;
-           c += int64_t(gridDim.x) * blockDim.x) {
+      for (unsigned c = blockIdx.x * blockDim.x + threadIdx.x; c < unsigned(g.channels); c += gridDim.x * blockDim.x) {
         const ChannelValues mean{a.running_mean, a.running_type}, variance{a.running_var, a.running_type};
         store(a.mean + c, mean.at(c, A(0)));
         store(a.rstd + c, inverse_sqrt(variance.at(c, A(0)) + a.eps));

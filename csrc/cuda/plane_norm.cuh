@@ -146,8 +146,8 @@ struct Slab<T, Layout::ChannelsFirst, TEAM> {
   }
   // Channel of entry i of a task's set; `i` counts from `first_entry`.
   __device__ __forceinline__ int channel_of(int64_t global_set, unsigned i, unsigned first_entry) const {
-    const int64_t groups = g.channels / g.width;
-    return int((global_set % groups) * g.width + (first_entry + i) / g.chunks_divisor.value);
+    const uint32_t groups = uint32_t(g.channels / g.width);
+    return int(uint32_t(global_set) % groups * g.width + (first_entry + i) / g.chunks_divisor.value);
   }
   // Number of the slot's piece in the task; slots of one piece are neighbours.
   __device__ __forceinline__ uint32_t piece(int round, int k) const {
@@ -224,8 +224,8 @@ struct Slab<T, Layout::ChannelsLast, TEAM> {
   __device__ __forceinline__ int64_t first_set(int64_t) const { return first_global_set; }
   __device__ __forceinline__ int sets(int64_t) const { return int(g.width_divisor.quotient(uint32_t(width))); }
   __device__ __forceinline__ int channel_of(int64_t global_set, unsigned i, unsigned) const {
-    const int64_t groups = g.channels / g.width;
-    return int((global_set % groups) * g.width + i);
+    const uint32_t groups = uint32_t(g.channels / g.width);
+    return int(uint32_t(global_set) % groups * g.width + i);
   }
   // Which set (as Slot::set) channel `local` of the tile belongs to.
   __device__ __forceinline__ int set_of(int local) const {

@@ -165,7 +165,7 @@ PlanePlan plan_plane_norm(const PlaneProblem& problem, const DeviceLimits& devic
   // With one element a plane the two layouts are one: rows of all channels, or many planes of a sample at once.
   plan.layout = shape.spatial > 1 ? shape.layout : batch ? Layout::ChannelsLast : Layout::ChannelsFirst;
   if (problem.batch_statistics && !problem.ordered && plan_cluster(problem, extent, device, plan)) return plan;
-  int threads = grid_team_threads;
+  int threads = grid_team_threads(problem.kept);
   while (!plan_grid(problem, extent, device, threads, plan) && threads > 32) threads /= 2;
   return plan;
 }

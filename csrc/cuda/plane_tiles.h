@@ -13,7 +13,8 @@ constexpr int plane_slots = 4;
 constexpr int piece_vectors = 32 * plane_slots;
 
 constexpr int cluster_team_threads = 256;
-constexpr int grid_team_threads = 512;  // 128 registers each fill a multiprocessor
+// As many bytes on their way with two tensors as with one, and registers for what is done with them.
+constexpr int grid_team_threads(int tensors) { return tensors > 1 ? 256 : 512; }
 
 // Team::Cluster: a block takes two rounds (32 KB) as long as 8 blocks are enough, so that a multiprocessor holds
 // several blocks and the loads of one overlap the stores of another.

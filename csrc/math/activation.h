@@ -17,7 +17,7 @@ namespace torchfastnorm {
 
 template <class T>
 TFN_HOST_DEVICE T sigmoid(T v) {
-  return T(1) / (T(1) + exp(-v));
+  return quotient(T(1), T(1) + exp(-v));
 }
 
 constexpr double leaky_slope = 0.01;

@@ -5,3 +5,18 @@
 #else
 #define TFN_HOST_DEVICE inline
 #endif
+
+namespace torchfastnorm {
+
+// a / b. On a device within two units in the last place, without the branch for subnormal numbers that a correctly
+// rounded division takes.
+TFN_HOST_DEVICE float quotient(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  return __fdividef(a, b);
+#else
+  return a / b;
+#endif
+}
+TFN_HOST_DEVICE double quotient(double a, double b) { return a / b; }
+
+}  // namespace torchfastnorm
