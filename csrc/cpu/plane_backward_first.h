@@ -81,7 +81,7 @@ struct FirstBackward {
         fetch_to_write(grad_x, grad_x ? c * int64_t(sizeof(T)) + kWriteAhead : 0);
         const Vector<A> d = load(x + c, lanes) - mean;
         Vector<A> g = gradient<FOLLOW, A>(grad_y, residual, d, scale, bias, a.activation, c, lanes);
-        Vector<A> result = scale * g + (of_d * d + constant);
+        Vector<A> result = plane_gradient(g, d, scale, of_d, constant);
         if constexpr (FOLLOW == Follow::Anything)
           if (mask) {
             g = counted<A>(mask + c, g, lanes);

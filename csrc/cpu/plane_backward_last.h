@@ -96,7 +96,7 @@ struct LastBackward {
           const Vector<A> d = load(data.x + i, lanes) - mean;
           const Vector<A> g = gradient<FOLLOW, A>(data.grad_y, data.residual, d, scale, bias, activation, i, lanes);
           if (data.grad_residual) store(data.grad_residual + i, g, lanes);
-          if (data.grad_x) store(data.grad_x + i, Vector<A>(scale * g + (of_d * d + constant)), lanes);
+          if (data.grad_x) store(data.grad_x + i, Vector<A>(plane_gradient(g, d, scale, of_d, constant)), lanes);
         });
       });
   }

@@ -167,7 +167,7 @@ struct ShortBackward {
           const Vector<A> d = load(x + c, lanes) - mean;
           const Vector<A> g = gradient<FOLLOW, A>(grad_y, residual, d, scale, bias, a.activation, c, lanes);
           if (grad_residual) store(grad_residual + c, g, lanes);
-          if (grad_x) store(grad_x + c, Vector<A>(scale * g + (of_d * d + constant)), lanes);
+          if (grad_x) store(grad_x + c, Vector<A>(plane_gradient(g, d, scale, of_d, constant)), lanes);
         });
       }
   }

@@ -1,5 +1,7 @@
 // Backward of BatchNorm, GroupNorm and InstanceNorm on CUDA devices: one launch of plane_backward.cuh, and a second one
 // for the parameters' gradients where a cluster's sets are not their sums.
+#include <algorithm>
+
 #include "plane_arguments.h"
 #include "plane_backward.cuh"
 #include "plane_launch.h"
@@ -17,12 +19,14 @@ PlanePlan plan_of(const PlaneNormBackward& a, Sets sets) {
 
 bool wants_parameters(const PlaneNormBackward& a) { return a.grad_weight != nullptr || a.grad_bias != nullptr; }
 
-// The table of entries, then two means of each set.
+// The table of entries (of one where there is none: a kernel takes a table to mean that sums are wanted), then two
+// means of each set.
 struct Space {
   int64_t table, means;
 };
 Space space_of(const PlaneNormBackward& a, Sets sets, const PlanePlan& plan) {
-  const int64_t size = size_of(accumulator_of(a.type)), table = round_up(plan.entries * entry_values * size);
+  const int64_t size = size_of(accumulator_of(a.type)),
+                table = round_up(std::max<int64_t>(plan.entries, 1) * entry_values * size);
   if (plan.team == Team::Cluster) return {sets != Sets::Batch && wants_parameters(a) ? table : 0, 0};
   if (!a.batch_statistics) return {wants_parameters(a) ? table : 0, 0};
   return {table, 2 * sets_of(sets, a.shape) * size};
@@ -52,10 +56,7 @@ void plane_norm_backward(const PlaneNormBackward& a, Sets sets, Stream stream) {
     arguments.bias = {a.bias, a.param_type};
     arguments.mask = a.mask;
     char* workspace = static_cast<char*>(a.workspace);
-    // An empty table has no bytes, but sums that are wanted.
-    const bool wants_table = plan.team == Team::Grid ? a.batch_statistics || wants_parameters(a) : space.table > 0;
-    static Entry<A> nothing;
-    arguments.table = space.table > 0 ? reinterpret_cast<Entry<A>*>(workspace) : wants_table ? &nothing : nullptr;
+    arguments.table = space.table > 0 ? reinterpret_cast<Entry<A>*>(workspace) : nullptr;
     arguments.activation = a.activation;
     arguments.batch_statistics = a.batch_statistics;
     arguments.grad_y = a.grad_y;

@@ -27,11 +27,12 @@ struct PlaneBackwardArguments : PlaneArguments<A> {
 };
 
 struct MergeSums {
+  bool masked;
   template <class At, class Reduce>
   __device__ __forceinline__ auto operator()(At at, unsigned count, unsigned thread, unsigned threads,
                                              Reduce& reduce) const {
     using A = std::remove_cvref_t<decltype(at(0u).first)>;
-    return merge_sums<A>(at, count, thread, threads, reduce);
+    return merge_sums<A>(at, count, thread, threads, masked, reduce);
   }
 };
 
@@ -46,8 +47,8 @@ template <class A>
 __device__ __forceinline__ void parameter_gradients(const PlaneBackwardArguments<A>& a, Layout layout) {
   const PlaneGeometry& g = a.geometry;
   combine_grid<A>(
-      a.table, g.channels, [&](int64_t channel) { return entries_of(g, layout, Sets::Batch, channel); }, MergeSums(),
-      [](const Entry<A>& e, int64_t, unsigned) { return e; },
+      a.table, g.channels, [&](int64_t channel) { return entries_of(g, layout, Sets::Batch, channel); },
+      MergeSums{false}, [](const Entry<A>& e, int64_t, unsigned) { return e; },
       [&](int64_t channel, const Entry<A>& e) { store_parameter_gradients(a, channel, e); });
 }
 
@@ -127,7 +128,7 @@ struct PlaneBackward {
       A before[N] = {};
       if (with_residual()) unpack(shared.kept(g, ordinal, 2, k), before);
 #pragma unroll
-      for (int j = 0; j < N; ++j) before[j] += plane_affine(centered[j], pick(c.scale, j), pick(c.bias, j));
+      for (int j = 0; j < N; ++j) before[j] += affine(centered[j], pick(c.scale, j), pick(c.bias, j));
       with_activation(a.activation, [&](auto activation) {
 #pragma unroll
         for (int j = 0; j < N; ++j) grad[j] *= activation_slope(decltype(activation)::value, before[j]);
@@ -165,7 +166,8 @@ struct PlaneBackward {
       const int ordinal = first_ordinal + round;
       load(slab, round, ordinal);
       if constexpr (!planes) read_columns<3>(slab, shared, c);
-      A of_piece[3] = {};  // g, g * (x - mean), count
+      A of_piece[2] = {};      // g, g * (x - mean)
+      A counted_ones[1] = {};  // with a mask
 #pragma unroll 1
       for (int k = 0; k < plane_slots; ++k) {
         const Slot s = slab.slot(round, k);
@@ -179,18 +181,19 @@ struct PlaneBackward {
         if constexpr (planes) {
 #pragma unroll
           for (int j = 0; j < N; ++j) of_piece[0] += grad[j], of_piece[1] += grad[j] * centered[j];
-          of_piece[2] += A(__popc(bits));
+          if (a.mask != nullptr) counted_ones[0] += A(__popc(bits));
           if (!wanted || (g.slots_per_piece != 1 && k + 1 < plane_slots)) continue;
           group_sum(of_piece, unsigned(g.lanes));
+          if (a.mask != nullptr) group_sum(counted_ones, unsigned(g.lanes));
           const uint32_t piece = slab.piece(round, k);
           if (slab.lane == 0 && piece < slab.end) {
             const Slot first = slab.slot(round, g.slots_per_piece == 1 ? k : 0);
-            Entry<A> e{of_piece[2], of_piece[0], of_piece[1], A(0)};
+            Entry<A> e{counted_ones[0], of_piece[0], of_piece[1], A(0)};
             if (first.limit > 0) e.second *= load_cached(a.rstd + first_set + first.set);
             if (TEAM == Team::Cluster) shared.entries[piece - slab.first] = e;
             if (a.table != nullptr && first.limit > 0) store_entry(a.table + first.entry, e);
           }
-          of_piece[0] = of_piece[1] = of_piece[2] = A(0);
+          of_piece[0] = of_piece[1] = counted_ones[0] = A(0);
         } else {
 #pragma unroll
           for (int j = 0; j < N; ++j) tile.g[j] += grad[j], tile.g_centered[j] += grad[j] * centered[j];
@@ -266,7 +269,7 @@ __global__ void __launch_bounds__(TEAM == Team::Cluster ? cluster_team_threads :
       const int64_t first_set = slab.first_set(task);
       const unsigned sets = unsigned(slab.sets(task)), first_entry = g.sets_per_task == 1 ? slab.first_entry() : 0;
       backward.sums(slab, first_set, 0);
-      combine_cluster<T>(g, LAYOUT, shared, slab.entries(), sets, MergeSums(),
+      combine_cluster<T>(g, LAYOUT, shared, slab.entries(), sets, MergeSums{a.mask != nullptr},
                          [&](const Entry<A>& e, int64_t set, unsigned i) {
                            return weigh ? weighted(e, slab.channel_of(first_set + set, i, first_entry)) : e;
                          });
@@ -291,7 +294,8 @@ __global__ void __launch_bounds__(TEAM == Team::Cluster ? cluster_team_threads :
     if (!a.batch_statistics) return;
     const Slab<T, LAYOUT, TEAM> anywhere(g, 0, 0);
     combine_grid<A>(
-        a.table, g.set_count, [&](int64_t set) { return entries_of(g, LAYOUT, g.sets, set); }, MergeSums(),
+        a.table, g.set_count, [&](int64_t set) { return entries_of(g, LAYOUT, g.sets, set); },
+        MergeSums{a.mask != nullptr},
         [&](const Entry<A>& e, int64_t set, unsigned i) {
           return weigh ? weighted(e, anywhere.channel_of(set, LAYOUT == Layout::ChannelsFirst ? i : i % g.width, 0))
                        : e;

@@ -1,7 +1,7 @@
 // From entries to sets, forward (moments) and backward (sums), whichever norm it is:
 //
-//   merge_moments, merge_sums   a list of entries to one, by a group of lanes or a block, in an order fixed by its
-//   length EntryRange                  which entries of the table in global memory belong to a set, or to a channel
+//   merge_moments, merge_sums   a list of entries to one, by a group of lanes or a block; its length fixes the order
+//   EntryRange                  which entries of the table in global memory belong to a set, or to a channel
 //   TileMoments, TileSums       ChannelsLast: a thread's channels over its rows, then over the rows of all threads
 //   combine_cluster             entries of a cluster's blocks to the sets of its task
 //
@@ -63,8 +63,9 @@ __device__ __forceinline__ Entry<A> merge_moments(At at, unsigned count, unsigne
   return {sums[0], mean, squares[0], A(0)};
 }
 
+// masked: the elements that count are added up too; nobody asks for them otherwise.
 template <class A, class At, class Reduce>
-__device__ __forceinline__ Entry<A> merge_sums(At at, unsigned count, unsigned thread, unsigned threads,
+__device__ __forceinline__ Entry<A> merge_sums(At at, unsigned count, unsigned thread, unsigned threads, bool masked,
                                                Reduce& reduce) {
   A total[1] = {}, sums[2] = {};
   for (unsigned i = thread; i < count; i += threads) {
@@ -73,7 +74,7 @@ __device__ __forceinline__ Entry<A> merge_sums(At at, unsigned count, unsigned t
     sums[0] += e.first;
     sums[1] += e.second;
   }
-  reduce(total);
+  if (masked) reduce(total);
   reduce(sums);
   return {total[0], sums[0], sums[1], A(0)};
 }
@@ -245,8 +246,10 @@ __device__ __forceinline__ void combine_grid(const Entry<A>* table, int64_t sets
   if (sets == 0) return;
   const bool by_block = range_of(0).count() > 128;
   const unsigned warps = blockDim.x / 32;
+  // `unroll 1`: to unroll these, compilers count their turns by a 64-bit division.
   if (by_block) {
     ClusterSum<A> reduce{scratch, inbox};
+#pragma unroll 1
     for (int64_t set = blockIdx.x; set < sets; set += gridDim.x) {
       const EntryRange range = range_of(set);
       const auto at = [&](unsigned i) { return weigh(load_entry(table + range[i]), set, i); };
@@ -255,6 +258,7 @@ __device__ __forceinline__ void combine_grid(const Entry<A>* table, int64_t sets
     }
   } else {
     GroupReduce reduce{32};
+#pragma unroll 1
     for (int64_t set = int64_t(blockIdx.x) * warps + threadIdx.x / 32; set < sets; set += int64_t(gridDim.x) * warps) {
       const EntryRange range = range_of(set);
       const auto at = [&](unsigned i) { return weigh(load_entry(table + range[i]), set, i); };

@@ -37,11 +37,12 @@ __device__ __forceinline__ void sum_pieces(A (&values)[plane_slots], bool joint,
   }
 }
 
-// Moments of the pieces that the slots belong to. count: elements that count, of the slot.
+// Moments of the pieces that the slots belong to, whose elements are `size`; with a mask, those of `bits` count.
+// count: those that count, of the piece.
 template <class T>
 __device__ __forceinline__ void piece_moments(const Packed<T> (&x)[plane_slots], const unsigned (&bits)[plane_slots],
-                                              bool joint, unsigned lanes, Accumulator<T> (&count)[plane_slots],
-                                              Accumulator<T> (&mean)[plane_slots],
+                                              const int (&size)[plane_slots], bool masked, bool joint, unsigned lanes,
+                                              Accumulator<T> (&count)[plane_slots], Accumulator<T> (&mean)[plane_slots],
                                               Accumulator<T> (&squares)[plane_slots]) {
   using A = Accumulator<T>;
   constexpr int N = Packed<T>::size;
@@ -53,10 +54,10 @@ __device__ __forceinline__ void piece_moments(const Packed<T> (&x)[plane_slots],
     mean[k] = A(0);
 #pragma unroll
     for (int j = 0; j < N; ++j) mean[k] += v[j];
-    count[k] = A(__popc(bits[k]));
+    count[k] = A(masked ? __popc(bits[k]) : size[k]);
   }
   sum_pieces(mean, joint, lanes);
-  sum_pieces(count, joint, lanes);
+  if (masked) sum_pieces(count, joint, lanes);
   A inverse[plane_slots];
 #pragma unroll
   for (int k = 0; k < plane_slots; ++k) {
@@ -127,6 +128,7 @@ struct PlaneForward {
     for (int round = 0; round < g.rounds; ++round) {
       Packed<T> x[plane_slots];
       unsigned bits[plane_slots];
+      int size[plane_slots];
 #pragma unroll
       for (int k = 0; k < plane_slots; ++k) {
         const Slot s = slab.slot(round, k);
@@ -136,19 +138,20 @@ struct PlaneForward {
       for (int k = 0; k < plane_slots; ++k) {
         const Slot s = slab.slot(round, k);
         bits[k] = counted<N, planes>(s, a.mask);
+        size[k] = s.limit;
         if (a.mask != nullptr) drop_uncounted(x[k], bits[k]);
         shared.kept(g, first_ordinal + round, 0, k) = x[k];
       }
       if constexpr (planes) {
-        A size[plane_slots], mean[plane_slots], squares[plane_slots];
+        A counts[plane_slots], mean[plane_slots], squares[plane_slots];
         const bool joint = g.slots_per_piece != 1;
-        piece_moments(x, bits, joint, unsigned(g.lanes), size, mean, squares);
+        piece_moments(x, bits, size, a.mask != nullptr, joint, unsigned(g.lanes), counts, mean, squares);
 #pragma unroll
         for (int k = 0; k < plane_slots; ++k) {
           const uint32_t piece = slab.piece(round, k);
           if (slab.lane != 0 || (joint && k > 0) || piece >= slab.end) continue;
-          if (TEAM == Team::Cluster) shared.entries[piece - slab.first] = {size[k], mean[k], squares[k], A(0)};
-          if (TEAM == Team::Grid) store_entry(a.table + piece, {size[k], mean[k], squares[k], A(0)});
+          if (TEAM == Team::Cluster) shared.entries[piece - slab.first] = {counts[k], mean[k], squares[k], A(0)};
+          if (TEAM == Team::Grid) store_entry(a.table + piece, {counts[k], mean[k], squares[k], A(0)});
         }
       } else {
         tile.add(x, bits);
@@ -225,7 +228,7 @@ struct PlaneForward {
         A v[N];
         unpack(shared.kept(g, ordinal, 0, k), v);
 #pragma unroll
-        for (int j = 0; j < N; ++j) v[j] = plane_affine(v[j] - pick(c.mean, j), pick(c.scale, j), pick(c.bias, j));
+        for (int j = 0; j < N; ++j) v[j] = affine(v[j] - pick(c.mean, j), pick(c.scale, j), pick(c.bias, j));
         if (a.residual != nullptr) {
           A more[N];
           unpack(shared.stage(k), more);

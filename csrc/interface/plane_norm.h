@@ -44,7 +44,7 @@ struct PlaneNormForward {
   const uint8_t* mask;   // (samples, spatial), 1 counts, 0 does not; or null: all count
   void* y;               // type
   void* mean;            // (sets) stat, or null: not wanted
-  void* rstd;            // (sets) stat, or null: not wanted
+  void* rstd;            // (sets) stat, null exactly when mean is
   void* running_mean;    // (channels) running_type, or null; updated if batch_statistics, else read
   void* running_var;     // null exactly when running_mean is; biased by the number of elements minus one
   int64_t* batches;      // null, or the number of batches seen so far: raised by one if batch_statistics

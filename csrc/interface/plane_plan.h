@@ -4,9 +4,8 @@
 // `plane_slots` vectors of 16 bytes each, is a round; a round is kept in shared memory from the first pass to the last,
 // as far as it has room, and read again otherwise.
 //
-//   Team::Cluster   a block or a cluster takes a few sets (a task) at a time; all of its rounds are kept: x is read
-//   once Team::Grid      the whole grid takes everything, with two grid barriers; the rounds that no block has room for
-//   are
+//   Team::Cluster   a block or a cluster takes a few sets (a task) at a time and keeps all of its rounds: one read of x
+//   Team::Grid      the whole grid takes everything, with two grid barriers; rounds that no block has room for are
 //                   read again, the last first, so that what is still in L2 comes from there
 //
 // How a set is cut into pieces depends on its own size, the type and the device, never on the number of samples
@@ -39,7 +38,7 @@ struct PlanePlan {
   Layout layout;         // of the kernel: spatial 1 is both
   int lanes;             // threads that share a piece (ChannelsFirst) or a row of a tile (ChannelsLast)
   int slots_per_piece;   // ChannelsFirst: vectors of a piece that one thread has, 1 or plane_slots
-  int64_t chunks;        // ChannelsFirst: pieces of a plane. ChannelsLast, Team::Grid: slabs of a set's rows
+  int64_t chunks;        // ChannelsFirst: pieces of a plane. ChannelsLast: slabs of a set's rows (Cluster: its blocks)
   int64_t piece;         // ChannelsFirst: elements of a piece, the last one of a plane may have fewer
   int64_t tile;          // ChannelsLast: channels of a slab
   int64_t slab;          // what a block works on at a time: pieces (ChannelsFirst) or rows (ChannelsLast)

@@ -23,11 +23,7 @@ TFN_HOST_DEVICE T input_gradient(T g, T x_hat, T rstd, T mean_g, T mean_g_x_hat)
 }
 
 // The same for planes, where all but x and g is fixed for a channel or a plane: scale = rstd * weight,
-// slope = -rstd^2 * mean_g_x_hat, offset = -rstd * mean_g.
-template <class T>
-TFN_HOST_DEVICE T plane_affine(T centered, T scale, T bias) {
-  return centered * scale + bias;
-}
+// slope = -rstd^2 * mean_g_x_hat, offset = -rstd * mean_g. Forward is affine(x - mean, scale, bias).
 template <class T>
 TFN_HOST_DEVICE T plane_gradient(T g, T centered, T scale, T slope, T offset) {
   return scale * g + (slope * centered + offset);
