@@ -4,7 +4,8 @@
 #   make test PYTHON=/path/to/bin/python   an environment you have; its torch is never replaced
 #
 # Variables
-#   PYTHON        use this Python instead of .venv; only packages that it lacks are installed into it
+#   PYTHON        use this Python instead of .venv; only packages that it lacks are installed into it (torchvision, for
+#                 the tests of its models, never)
 #   BASE_PYTHON   Python (3.10 or newer) that creates .venv                            (python3)
 #   TORCH         what pip installs where torch is missing                             (torch==2.13.0, the tested version)
 #   WORKERS       parallel test processes                                              (auto: one per core)
@@ -24,9 +25,11 @@ BENCH_ARGS ?=
 
 ifdef PYTHON
   ENVIRONMENT := given-python
+  MODELS :=
 else
   PYTHON := .venv/bin/python
   ENVIRONMENT := .venv/ready
+  MODELS = models
 endif
 
 # Recipes run from any folder, with spaces in its path or not: targets are relative, commands are quoted.
@@ -61,7 +64,7 @@ demo: $(ENVIRONMENT)  ## train three small networks with torch.nn's norms and wi
 	"$(PYTHON)" examples/train_digits.py $(DEMO_ARGS)
 
 test: $(ENVIRONMENT)  ## the whole test suite
-	@$(REQUIRE) test
+	@$(REQUIRE) test $(MODELS)
 	@$(BUILD)
 	"$(PYTHON)" -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 

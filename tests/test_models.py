@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
@@ -14,8 +13,13 @@ import torchfastnorm
 
 STEPS = 10
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-# Norms that torchvision builds of torch.nn's own classes; its LayerNorm2d, a subclass, is left alone.
-MODELS = {"resnet50": 53, "convnext_tiny": 18}
+# How they are built: without randomness in forward, and so that training does not amplify every rounding from step to
+# step, as that of a ResNet does whose blocks are not the identity at first. And how many norms of torch.nn's own
+# classes they have; torchvision's LayerNorm2d, a subclass, is left alone.
+MODELS: dict[str, tuple[dict[str, Any], int]] = {
+    "resnet50": ({"zero_init_residual": True}, 53),
+    "convnext_tiny": ({"stochastic_depth_prob": 0.0}, 18),
+}
 
 
 @pytest.fixture(scope="module")
@@ -49,20 +53,17 @@ def losses_of(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("name", MODELS)
 def test_trains_as_with_torch(backend: TestBackend, models: Any, name: str, memory_format: str) -> None:
-    """Ten steps. Rounding is amplified from step to step, by how much tells torch.nn itself: its losses in fp32 beside
-    those in fp64."""
+    """Ten steps in fp32."""
     torch.manual_seed(0)
-    options = {"stochastic_depth_prob": 0.0} if name.startswith("convnext") else {}
+    options, norms = MODELS[name]
     model = getattr(models, name)(num_classes=10, **options).to(backend.device, memory_format=FORMATS[memory_format])
-    inputs = torch.randn(8, 3, 32, 32).to(backend.device, memory_format=FORMATS[memory_format])
-    labels = torch.arange(8, device=backend.device)
+    inputs = torch.randn(16, 3, 32, 32).to(backend.device, memory_format=FORMATS[memory_format])
+    labels = torch.arange(16, device=backend.device) % 10
     replaced: list[Any] = []
     ours = torchfastnorm.convert(model, report=replaced)
-    assert len(replaced) == MODELS[name]
-    exact = losses_of(copy.deepcopy(model).double(), inputs.double(), labels)
-    theirs = losses_of(model, inputs, labels)
-    found = losses_of(ours, inputs, labels)
-    print(name, memory_format, exact.tolist(), (theirs - exact).abs().tolist(), (found - exact).abs().tolist())
-    assert exact[-1] < 0.9 * exact[0], "it does not learn"
-    spread = (theirs - exact).abs().cummax(0).values
-    torch.testing.assert_close(found, exact, rtol=1e-6, atol=float(3 * spread[-1]))
+    assert len(replaced) == norms
+    theirs, found = losses_of(model, inputs, labels), losses_of(ours, inputs, labels)
+    assert theirs[-1] < theirs[0] / 2, "it does not learn"
+    # torch.nn's own losses differ from those in fp64 by 1e-7 of the first one, and by up to 6e-6 from where a rounding
+    # turned a ReLU or a pooling the other way (four seeds, ResNet-50).
+    torch.testing.assert_close(found, theirs, rtol=0, atol=3e-5)
