@@ -44,11 +44,11 @@ struct FirstBackward {
     const bool scattered = call.geometry.batch && call.geometry.spatial * int64_t(sizeof(T)) <= kShortPlane;
     const int64_t ahead = scattered ? call.geometry.spatial * int64_t(sizeof(T)) : kReadAhead;
     double totals[2];
-    sum_segments<A>(block.segments, block.count, totals,
+    sum_segments<T>(block.segments, block.count, totals,
                     [=, &from](int64_t segment, int64_t c, auto lanes, Vector<A>* s) __attribute__((always_inline)) {
                       const int64_t i = segment * stride + c;
-                      fetch_to_read(from.grad_y + i, ahead);
-                      fetch_to_read(from.x + i, ahead);
+                      fetch_to_read(from.grad_y + i, ahead, lanes);
+                      fetch_to_read(from.x + i, ahead, lanes);
                       Vector<A> d = load(from.x + i, lanes) - mean;
                       Vector<A> g =
                           gradient<FOLLOW, A>(from.grad_y, from.residual, d, scale, bias, activation, i, lanes);
@@ -77,8 +77,8 @@ struct FirstBackward {
       const uint8_t* const mask = all.mask ? all.mask + segment * block.mask_stride : nullptr;
       T* const grad_x = a.grad_x ? static_cast<T*>(a.grad_x) + block.begin + skipped : nullptr;
       T* const grad_residual = a.grad_residual ? static_cast<T*>(a.grad_residual) + block.begin + skipped : nullptr;
-      for_columns<A>(block.count, [=, &a](int64_t c, auto lanes) __attribute__((always_inline)) {
-        fetch_to_write(grad_x, grad_x ? c * int64_t(sizeof(T)) + kWriteAhead : 0);
+      for_elements<T>(block.count, [=, &a](int64_t c, auto lanes) __attribute__((always_inline)) {
+        fetch_to_write(grad_x, grad_x ? c * int64_t(sizeof(T)) + kWriteAhead : 0, lanes);
         const Vector<A> d = load(x + c, lanes) - mean;
         Vector<A> g = gradient<FOLLOW, A>(grad_y, residual, d, scale, bias, a.activation, c, lanes);
         Vector<A> result = plane_gradient(g, d, scale, of_d, constant);
@@ -143,10 +143,12 @@ struct FirstBackward {
     }
     if (constant) return;
     finish_set<A>(call, set, of_set, call.counts[slab] * double(g.per_set));
-    for (int64_t channel = (group + 1) * g.per_set - 1; call.apply && channel >= group * g.per_set; --channel) {
-      const Planes planes = planes_of(g, slab, channel, 1);
-      for (int64_t i = cut.blocks - 1; i >= 0; --i)
-        kernels.apply(call, channel, set, block_of(planes, cut, g.spatial, i));
+    if (!call.apply) return;
+    const bool front = from_the_front<T>(g);
+    for (int64_t i = 0; i < g.per_set * cut.blocks; ++i) {
+      const int64_t block = front ? i : g.per_set * cut.blocks - 1 - i,
+                    channel = group * g.per_set + block / cut.blocks;
+      kernels.apply(call, channel, set, block_of(planes_of(g, slab, channel, 1), cut, g.spatial, block % cut.blocks));
     }
   }
 

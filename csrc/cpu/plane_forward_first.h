@@ -30,7 +30,7 @@ struct FirstForward {
     const int64_t shift_segments = asked < block.segments ? asked : block.segments;
     const int64_t shift_count = MASKED || block.count < 2 * kAsked ? block.count : 2 * kAsked;
     double sum[1 + MASKED], sums[2];
-    sum_segments<A>(shift_segments, shift_count, sum,
+    sum_segments<T>(shift_segments, shift_count, sum,
                     [=](int64_t segment, int64_t c, auto lanes, Vector<A>* s) __attribute__((always_inline)) {
                       const Vector<A> value = load(x + segment * stride + c, lanes);
                       if constexpr (MASKED) {
@@ -44,10 +44,10 @@ struct FirstForward {
     const double count = MASKED ? sum[MASKED] : double(block.segments * block.count);
     if (MASKED && count == 0) return {};
     const A center = A(sum[0] / (MASKED ? count : double(shift_segments * shift_count)));
-    sum_segments<A>(block.segments, block.count, sums,
+    sum_segments<T>(block.segments, block.count, sums,
                     [=](int64_t segment, int64_t c, auto lanes, Vector<A>* s) __attribute__((always_inline)) {
                       const T* const p = x + segment * stride + c;
-                      fetch_to_read(p, x_ahead);
+                      fetch_to_read(p, x_ahead, lanes);
                       Vector<A> d = keep(load(p, lanes) - center, lanes);
                       if constexpr (MASKED) d = counted<A>(mask + segment * mask_stride + c, d, lanes);
                       s[0] += d;
@@ -84,8 +84,8 @@ struct FirstForward {
       const T* const residual = a.residual ? static_cast<const T*>(a.residual) + offset : nullptr;
       const uint8_t* const mask = a.mask ? a.mask + sample * g.spatial + span.begin : nullptr;
       T* const y = static_cast<T*>(a.y) + offset;
-      for_columns<A>(span.count, [=, &a](int64_t c, auto lanes) __attribute__((always_inline)) {
-        fetch_to_write(y + c, kWriteAhead);
+      for_elements<T>(span.count, [=, &a](int64_t c, auto lanes) __attribute__((always_inline)) {
+        fetch_to_write(y + c, kWriteAhead, lanes);
         Vector<A> v = affine(Vector<A>(load(x + c, lanes) - mean), scale, bias);
         v = followed<FOLLOW, A>(v, residual, a.activation, c, lanes);
         if constexpr (FOLLOW == Follow::Anything)
@@ -102,6 +102,7 @@ struct FirstForward {
   static void sets(const Call& call, int64_t begin, int64_t end) {
     const PlaneGeometry& g = call.geometry;
     const auto apply_to = apply_of(call);
+    const bool front = from_the_front<T>(g);
     for (int64_t set = begin; set < end; ++set) {
       const int64_t slab = set / g.groups, channel = set % g.groups * g.per_set;
       const Planes planes = planes_of(g, slab, channel, g.per_set);
@@ -111,8 +112,8 @@ struct FirstForward {
         moments = merge_two(moments, block_moments(call, block_of(planes, cut, g.spatial, block)));
       finish_set<A>(call, set, moments);
       const int64_t sample = slab * g.slab_samples;
-      for (int64_t c = channel + g.per_set - 1; c >= channel; --c)
-        apply_to(call, sample, sample + g.slab_samples, c, set, {0, g.spatial});
+      for (int64_t i = 0; i < g.per_set; ++i)
+        apply_to(call, sample, sample + g.slab_samples, channel + (front ? i : g.per_set - 1 - i), set, {0, g.spatial});
     }
   }
 

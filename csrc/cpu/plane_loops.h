@@ -15,6 +15,14 @@ constexpr int64_t kShortPlane = 4096;
 // of the time of a pass that writes, a tenth of one that reads). An address beyond the end does no harm.
 constexpr int64_t kReadAhead = 8192, kWriteAhead = 4096;
 
+// A set of a sample up to this size, in bytes of x, is still in the second-level cache when apply comes, from whichever
+// end it is taken: from the front, so that what is fetched ahead is what comes next.
+constexpr int64_t kStaysInCache = 1 << 18;
+template <class T>
+bool from_the_front(const PlaneGeometry& g) {
+  return !g.batch && g.rows() * g.per_set * int64_t(sizeof(T)) <= kStaysInCache;
+}
+
 // The same in elements, where groups of `rows` rows follow each other.
 template <class T>
 TFN_INLINE int64_t rows_ahead(int64_t bytes, int64_t rows, int64_t stride) {
@@ -44,13 +52,34 @@ TFN_INLINE auto by_follow(Follow follow, F f) {
 // v where the mask's byte is 1, else zero, whatever v is.
 template <class A, class LANES>
 TFN_INLINE Vector<A> counted(const uint8_t* mask, Vector<A> v, LANES lanes) {
-  typename VectorOf<uint8_t, int(kLanes<A>)>::Type bytes{};
-  if constexpr (std::is_same_v<LANES, Whole>)
-    std::memcpy(&bytes, mask, sizeof bytes);
-  else
-    std::memcpy(&bytes, mask, size_t(lanes.count));
   using Integers = std::conditional_t<std::is_same_v<A, float>, Ints, Longs>;
-  return __builtin_convertvector(bytes, Integers) != 0 ? v : Vector<A>{};
+  if constexpr (std::is_same_v<LANES, Even> || std::is_same_v<LANES, Odd>) {
+    const Shorts pairs = load_bits<Shorts>(mask, Whole{}) >> (std::is_same_v<LANES, Odd> ? 8 : 0) & 0xff;
+    return __builtin_convertvector(pairs, Integers) != 0 ? v : Vector<A>{};
+  } else {
+    typename VectorOf<uint8_t, int(kLanes<A>)>::Type bytes{};
+    if constexpr (std::is_same_v<LANES, Whole>)
+      std::memcpy(&bytes, mask, sizeof bytes);
+    else
+      std::memcpy(&bytes, mask, size_t(lanes.count));
+    return __builtin_convertvector(bytes, Integers) != 0 ? v : Vector<A>{};
+  }
+}
+
+// body(c, lanes) for all of `count` elements of type T that lie side by side; what the body touches is of that type.
+template <class T, class Body>
+TFN_INLINE void for_elements(int64_t count, Body body) {
+  if constexpr (kPaired<T>) {
+    constexpr int64_t kStep = 2 * kLanes<float>;
+    int64_t c = 0;
+    for (; c + kStep <= count; c += kStep) {
+      body(c, Even{});
+      body(c, Odd{});
+    }
+    for_columns<float>(count - c, [&](int64_t i, auto lanes) __attribute__((always_inline)) { body(c + i, lanes); });
+  } else {
+    for_columns<Accumulator<T>>(count, body);
+  }
 }
 
 template <Follow FOLLOW, class A, class T, class LANES>
@@ -76,8 +105,9 @@ TFN_INLINE Vector<A> gradient(const T* grad_y, const T* residual, Vector<A> d, V
 
 // totals[i] = sum over `segments` runs of `count` elements of what body(segment, c, lanes, sums) adds to sums[i]. As
 // sum_columns (row_loops.h), and as exact: chains and terms per lane run on from one segment to the next.
-template <class A, int SUMS, class Body>
+template <class T, int SUMS, class Body>
 TFN_INLINE void sum_segments(int64_t segments, int64_t count, double (&totals)[SUMS], Body body) {
+  using A = Accumulator<T>;
   constexpr int64_t kStep = kLanes<A>, kChains = 4, kGroup = kChains * kStep, kTerms = 16;
   Doubles wide[SUMS] = {};
   Vector<A> sums[kChains][SUMS] = {};
@@ -86,8 +116,12 @@ TFN_INLINE void sum_segments(int64_t segments, int64_t count, double (&totals)[S
     for (int64_t c = 0; c < count;) {
       const int64_t end = count - c < room * kGroup ? count : c + room * kGroup;
       for (; c + kGroup <= end; c += kGroup, --room)
-        repeat<kChains>([&](auto chain)
-                            __attribute__((always_inline)) { body(segment, c + chain * kStep, Whole{}, sums[chain]); });
+        repeat<kChains>([&](auto chain) __attribute__((always_inline)) {
+          if constexpr (kPaired<T>)
+            body(segment, c + chain / 2 * 2 * kStep, std::conditional_t<chain % 2 == 0, Even, Odd>{}, sums[chain]);
+          else
+            body(segment, c + chain * kStep, Whole{}, sums[chain]);
+        });
       if (c < end) {
         repeat<kChains>([&](auto chain) __attribute__((always_inline)) {
           if (c + kStep <= end) {

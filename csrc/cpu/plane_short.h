@@ -15,8 +15,9 @@ constexpr int64_t kShortTile = 32;  // channels
 
 // totals[channel][i] = sum over samples of what body(element, channel, lanes, sums) adds, `element` counted from the
 // tile's first of the first sample; a lane adds up the planes of four samples before it goes over into double.
-template <class A, int SUMS, class Body>
+template <class T, int SUMS, class Body>
 TFN_INLINE void sum_tile(const PlaneGeometry& g, int64_t samples, int64_t channels, double (*totals)[SUMS], Body body) {
+  using A = Accumulator<T>;
   Vector<A> sums[kShortTile][SUMS] = {};
   Doubles wide[kShortTile][SUMS] = {};
   for (int64_t sample = 0; sample < samples; ++sample) {
@@ -24,8 +25,8 @@ TFN_INLINE void sum_tile(const PlaneGeometry& g, int64_t samples, int64_t channe
       const int64_t plane = (sample * g.channels + channel) * g.spatial;
       Vector<A> s[SUMS];
       repeat<SUMS>([&](auto i) __attribute__((always_inline)) { s[i] = sums[channel][i]; });
-      for_columns<A>(g.spatial,
-                     [&](int64_t c, auto lanes) __attribute__((always_inline)) { body(plane + c, channel, lanes, s); });
+      for_elements<T>(
+          g.spatial, [&](int64_t c, auto lanes) __attribute__((always_inline)) { body(plane + c, channel, lanes, s); });
       repeat<SUMS>([&](auto i) __attribute__((always_inline)) { sums[channel][i] = s[i]; });
     }
     if (sample % 4 != 3 && sample + 1 < samples) continue;
@@ -55,13 +56,13 @@ struct ShortForward {
     const int64_t ahead = g.channels * g.spatial * int64_t(sizeof(T));
     double sum[kShortTile][1], sums[kShortTile][2];
     A shift[kShortTile];
-    sum_tile<A>(g, shift_samples, channels, sum,
+    sum_tile<T>(g, shift_samples, channels, sum,
                 [=](int64_t i, int64_t, auto lanes, Vector<A>* s)
                     __attribute__((always_inline)) { s[0] += load(x + i, lanes); });
     for (int64_t c = 0; c < channels; ++c) shift[c] = A(sum[c][0] / double(shift_samples * g.spatial));
-    sum_tile<A>(g, samples, channels, sums,
+    sum_tile<T>(g, samples, channels, sums,
                 [&, x, ahead](int64_t i, int64_t c, auto lanes, Vector<A>* s) __attribute__((always_inline)) {
-                  fetch_to_read(x + i, ahead);
+                  fetch_to_read(x + i, ahead, lanes);
                   const Vector<A> d = keep(load(x + i, lanes) - shift[c], lanes);
                   s[0] += d;
                   s[1] += d * d;
@@ -89,8 +90,8 @@ struct ShortForward {
         const Vector<A> mean = splat(static_cast<const A*>(call.mean)[channel]);
         const Vector<A> of_d = splat(scale[channel - tile.begin]);
         const Vector<A> bias = splat(static_cast<const A*>(call.bias)[channel]);
-        for_columns<A>(g.spatial, [=, &a](int64_t c, auto lanes) __attribute__((always_inline)) {
-          fetch_to_write(y + c, kWriteAhead);
+        for_elements<T>(g.spatial, [=, &a](int64_t c, auto lanes) __attribute__((always_inline)) {
+          fetch_to_write(y + c, kWriteAhead, lanes);
           const Vector<A> v = affine(Vector<A>(load(x + c, lanes) - mean), of_d, bias);
           store(y + c, followed<FOLLOW, A>(v, residual, a.activation, c, lanes), lanes);
         });
@@ -134,11 +135,11 @@ struct ShortBackward {
     const T *const grad_y = static_cast<const T*>(a.grad_y) + offset, *const x = static_cast<const T*>(a.x) + offset;
     const T* const residual = a.residual ? static_cast<const T*>(a.residual) + offset : nullptr;
     const int64_t ahead = g.channels * g.spatial * int64_t(sizeof(T));
-    sum_tile<A>(g, g.slab_samples, tile.channels.end - tile.channels.begin, totals,
+    sum_tile<T>(g, g.slab_samples, tile.channels.end - tile.channels.begin, totals,
                 [&, grad_y, x, residual, ahead](int64_t i, int64_t channel, auto lanes, Vector<A>* s)
                     __attribute__((always_inline)) {
-                      fetch_to_read(grad_y + i, ahead);
-                      fetch_to_read(x + i, ahead);
+                      fetch_to_read(grad_y + i, ahead, lanes);
+                      fetch_to_read(x + i, ahead, lanes);
                       const Vector<A> d = load(x + i, lanes) - tile.mean[channel];
                       const Vector<A> g = gradient<FOLLOW, A>(grad_y, residual, d, splat(tile.scale[channel]),
                                                               splat(tile.bias[channel]), a.activation, i, lanes);
@@ -162,8 +163,8 @@ struct ShortBackward {
         const A* const coefficients = static_cast<const A*>(call.coefficients) + 2 * channel;
         const Vector<A> mean = splat(tile.mean[i]), scale = splat(tile.scale[i]), bias = splat(tile.bias[i]);
         const Vector<A> of_d = splat(coefficients[0]), constant = splat(coefficients[1]);
-        for_columns<A>(g.spatial, [=, &a](int64_t c, auto lanes) __attribute__((always_inline)) {
-          fetch_to_write(grad_x, grad_x ? c * int64_t(sizeof(T)) + kWriteAhead : 0);
+        for_elements<T>(g.spatial, [=, &a](int64_t c, auto lanes) __attribute__((always_inline)) {
+          fetch_to_write(grad_x, grad_x ? c * int64_t(sizeof(T)) + kWriteAhead : 0, lanes);
           const Vector<A> d = load(x + c, lanes) - mean;
           const Vector<A> g = gradient<FOLLOW, A>(grad_y, residual, d, scale, bias, a.activation, c, lanes);
           if (grad_residual) store(grad_residual + c, g, lanes);
