@@ -34,21 +34,28 @@ struct FirstBackward {
             static_cast<const A*>(call.bias)[channel]};
   }
 
+  // to_next: bytes_to_next_set, or zero; here and in apply.
   template <Follow FOLLOW>
   static __attribute__((noinline)) GradientSums block_sums(const Call& call, int64_t channel, int64_t set,
-                                                           const PlaneBlock& block) {
+                                                           const PlaneBlock& block, int64_t to_next) {
     const Activation activation = call.arguments->activation;
     const Channel from = channel_of(call, channel, set, block.begin, block.mask_begin);
     const Vector<A> mean = splat(from.mean), scale = splat(from.scale), bias = splat(from.bias);
     const int64_t stride = block.stride, mask_stride = block.mask_stride;
     const bool scattered = call.geometry.batch && call.geometry.spatial * int64_t(sizeof(T)) <= kShortPlane;
     const int64_t ahead = scattered ? call.geometry.spatial * int64_t(sizeof(T)) : kReadAhead;
+    const T* const grad_x =
+        to_next && call.arguments->grad_x ? static_cast<const T*>(call.arguments->grad_x) + block.begin : nullptr;
     double totals[2];
     sum_segments<T>(block.segments, block.count, totals,
                     [=, &from](int64_t segment, int64_t c, auto lanes, Vector<A>* s) __attribute__((always_inline)) {
                       const int64_t i = segment * stride + c;
-                      fetch_to_read(from.grad_y + i, ahead, lanes);
-                      fetch_to_read(from.x + i, ahead, lanes);
+                      if (grad_x) {
+                        fetch_to_write(grad_x + i, 0, lanes);
+                      } else {
+                        fetch_to_read(from.grad_y + i, ahead, lanes);
+                        fetch_to_read(from.x + i, ahead, lanes);
+                      }
                       Vector<A> d = load(from.x + i, lanes) - mean;
                       Vector<A> g =
                           gradient<FOLLOW, A>(from.grad_y, from.residual, d, scale, bias, activation, i, lanes);
@@ -64,7 +71,8 @@ struct FirstBackward {
   }
 
   template <Follow FOLLOW>
-  static __attribute__((noinline)) void apply(const Call& call, int64_t channel, int64_t set, const PlaneBlock& block) {
+  static __attribute__((noinline)) void apply(const Call& call, int64_t channel, int64_t set, const PlaneBlock& block,
+                                              int64_t to_next) {
     const PlaneNormBackward& a = *call.arguments;
     const Channel all = channel_of(call, channel, set, block.begin, block.mask_begin);
     const Vector<A> mean = splat(all.mean), scale = splat(all.scale), bias = splat(all.bias);
@@ -78,7 +86,12 @@ struct FirstBackward {
       T* const grad_x = a.grad_x ? static_cast<T*>(a.grad_x) + block.begin + skipped : nullptr;
       T* const grad_residual = a.grad_residual ? static_cast<T*>(a.grad_residual) + block.begin + skipped : nullptr;
       for_elements<T>(block.count, [=, &a](int64_t c, auto lanes) __attribute__((always_inline)) {
-        fetch_to_write(grad_x, grad_x ? c * int64_t(sizeof(T)) + kWriteAhead : 0, lanes);
+        if (to_next) {
+          fetch_to_read(x + c, to_next, lanes);
+          fetch_to_read(grad_y + c, to_next, lanes);
+        } else {
+          fetch_to_write(grad_x, grad_x ? c * int64_t(sizeof(T)) + kWriteAhead : 0, lanes);
+        }
         const Vector<A> d = load(x + c, lanes) - mean;
         Vector<A> g = gradient<FOLLOW, A>(grad_y, residual, d, scale, bias, a.activation, c, lanes);
         Vector<A> result = plane_gradient(g, d, scale, of_d, constant);
@@ -94,8 +107,8 @@ struct FirstBackward {
   }
 
   struct Kernels {
-    GradientSums (*sums)(const Call&, int64_t channel, int64_t set, const PlaneBlock&);
-    void (*apply)(const Call&, int64_t channel, int64_t set, const PlaneBlock&);
+    GradientSums (*sums)(const Call&, int64_t channel, int64_t set, const PlaneBlock&, int64_t to_next);
+    void (*apply)(const Call&, int64_t channel, int64_t set, const PlaneBlock&, int64_t to_next);
   };
   static Kernels kernels_of(const Call& call) {
     return by_follow(follow_of(*call.arguments), [](auto follow) -> Kernels {
@@ -105,9 +118,9 @@ struct FirstBackward {
 
   // With constant statistics grad_x is written as well.
   static TFN_INLINE GradientSums sum_block(const Call& call, const Kernels& kernels, int64_t channel, int64_t set,
-                                           const PlaneBlock& block) {
-    const GradientSums sums = call.sums ? kernels.sums(call, channel, set, block) : GradientSums{};
-    if (call.apply && !call.arguments->batch_statistics) kernels.apply(call, channel, set, block);
+                                           const PlaneBlock& block, int64_t to_next) {
+    const GradientSums sums = call.sums ? kernels.sums(call, channel, set, block, to_next) : GradientSums{};
+    if (call.apply && !call.arguments->batch_statistics) kernels.apply(call, channel, set, block, 0);
     return sums;
   }
 
@@ -129,14 +142,15 @@ struct FirstBackward {
     const PlaneGeometry& g = call.geometry;
     const int64_t set = slab * g.groups + group;
     const Cut cut = cut_of(g.slab_samples, g.spatial);
-    const bool constant = !call.arguments->batch_statistics;
+    const bool constant = !call.arguments->batch_statistics, small = small_sets<T>(g);
+    const int64_t to_next = constant || !call.apply ? 0 : bytes_to_next_set<T>(g);
     GradientSums of_set{};
     for (int64_t channel = group * g.per_set; channel < (group + 1) * g.per_set; ++channel) {
       const Planes planes = planes_of(g, slab, channel, 1);
       GradientSums sums{};
       for (int64_t i = 0; i < cut.blocks; ++i) {
         const PlaneBlock block = block_of(planes, cut, g.spatial, i);
-        const GradientSums part = sum_block(call, kernels, channel, set, block);
+        const GradientSums part = sum_block(call, kernels, channel, set, block, to_next);
         sums = {sums.g + part.g, sums.g_centered + part.g_centered};
       }
       finish_channel(call, slab, channel, sums, of_set);
@@ -144,11 +158,11 @@ struct FirstBackward {
     if (constant) return;
     finish_set<A>(call, set, of_set, call.counts[slab] * double(g.per_set));
     if (!call.apply) return;
-    const bool front = from_the_front<T>(g);
     for (int64_t i = 0; i < g.per_set * cut.blocks; ++i) {
-      const int64_t block = front ? i : g.per_set * cut.blocks - 1 - i,
+      const int64_t block = small ? i : g.per_set * cut.blocks - 1 - i,
                     channel = group * g.per_set + block / cut.blocks;
-      kernels.apply(call, channel, set, block_of(planes_of(g, slab, channel, 1), cut, g.spatial, block % cut.blocks));
+      kernels.apply(call, channel, set, block_of(planes_of(g, slab, channel, 1), cut, g.spatial, block % cut.blocks),
+                    to_next);
     }
   }
 
@@ -177,7 +191,7 @@ struct FirstBackward {
     const Kernels kernels = kernels_of(call);
     for (int64_t i = begin; i < end; ++i) {
       const Place place = place_of(call.geometry, i);
-      call.of_blocks[i] = sum_block(call, kernels, place.channel, place.set, place.block);
+      call.of_blocks[i] = sum_block(call, kernels, place.channel, place.set, place.block, 0);
     }
   }
 
@@ -202,7 +216,7 @@ struct FirstBackward {
     const Kernels kernels = kernels_of(call);
     for (int64_t i = end - 1; i >= begin; --i) {
       const Place place = place_of(call.geometry, i);
-      kernels.apply(call, place.channel, place.set, place.block);
+      kernels.apply(call, place.channel, place.set, place.block, 0);
     }
   }
 };

@@ -1,7 +1,8 @@
 // Forward of the plane norms, channels first: interface/plane_norm.h, the cuts in plane_kernels.h.
 //
-// Memory: where a thread takes a whole set, its planes are read for the statistics and found in cache, last plane
-// first, when y is written. In phases (fewer sets than threads) x is read twice.
+// Memory: where a thread takes a whole set, its planes are read for the statistics and found in cache when y is
+// written; those of a large set as far as they are still there, last plane first. In phases (fewer sets than threads) x
+// is read twice.
 //
 // Statistics: of a block sums of d = x - shift and d * d, the shift a mean of its first elements, so that the squares
 // that cancel in  sum(d * d) - sum(d)^2 / n  are at most some kBlock / kAsked times what remains. A constant set has
@@ -18,9 +19,10 @@ struct FirstForward {
   using A = Accumulator<T>;
   using Call = PlaneForwardCall;
 
-  // x_ahead: bytes to what is read next, where the hardware cannot guess it.
+  // x_ahead: bytes to what is read next, where the hardware cannot guess it. y: to be fetched instead, or null.
   template <bool MASKED>
-  static __attribute__((noinline)) Moments block_moments(const Call& call, const PlaneBlock& block, int64_t x_ahead) {
+  static __attribute__((noinline)) Moments block_moments(const Call& call, const PlaneBlock& block, int64_t x_ahead,
+                                                         const T* y) {
     const T* const x = static_cast<const T*>(call.arguments->x) + block.begin;
     const uint8_t* const mask = MASKED ? call.arguments->mask + block.mask_begin : nullptr;
     const int64_t stride = block.stride, mask_stride = block.mask_stride;
@@ -47,7 +49,10 @@ struct FirstForward {
     sum_segments<T>(block.segments, block.count, sums,
                     [=](int64_t segment, int64_t c, auto lanes, Vector<A>* s) __attribute__((always_inline)) {
                       const T* const p = x + segment * stride + c;
-                      fetch_to_read(p, x_ahead, lanes);
+                      if (y)
+                        fetch_to_write(y + segment * stride + c, 0, lanes);
+                      else
+                        fetch_to_read(p, x_ahead, lanes);
                       Vector<A> d = keep(load(p, lanes) - center, lanes);
                       if constexpr (MASKED) d = counted<A>(mask + segment * mask_stride + c, d, lanes);
                       s[0] += d;
@@ -57,21 +62,23 @@ struct FirstForward {
     return {count, double(center) + correction, sums[1] - sums[0] * correction};
   }
 
-  static TFN_INLINE Moments block_moments(const Call& call, PlaneBlock block) {
+  static TFN_INLINE Moments block_moments(const Call& call, PlaneBlock block, bool fetch_y) {
     const PlaneGeometry& g = call.geometry;
-    if (call.arguments->mask) return block_moments<true>(call, block, 0);
+    const T* const y = fetch_y ? static_cast<const T*>(call.arguments->y) + block.begin : nullptr;
+    if (call.arguments->mask) return block_moments<true>(call, block, 0, y);
     if (block.stride == block.count) {
       block.count *= block.segments;
       block.segments = 1;
     }
     const bool scattered = g.batch && g.spatial * int64_t(sizeof(T)) <= kShortPlane;
-    return block_moments<false>(call, block, scattered ? g.spatial * int64_t(sizeof(T)) : kReadAhead);
+    return block_moments<false>(call, block, scattered ? g.spatial * int64_t(sizeof(T)) : kReadAhead, y);
   }
 
-  // One channel of the samples [begin, end), last first; a span of each plane.
+  // One channel of the samples [begin, end), last first; a span of each plane. x_ahead: bytes to the x that is read
+  // next, to be fetched instead of y, or zero.
   template <Follow FOLLOW>
   static __attribute__((noinline)) void apply(const Call& call, int64_t begin, int64_t end, int64_t channel,
-                                              int64_t set, Span span) {
+                                              int64_t set, Span span, int64_t x_ahead) {
     const PlaneNormForward& a = *call.arguments;
     const PlaneGeometry& g = call.geometry;
     const A rstd = static_cast<const A*>(call.rstd)[set];
@@ -85,7 +92,10 @@ struct FirstForward {
       const uint8_t* const mask = a.mask ? a.mask + sample * g.spatial + span.begin : nullptr;
       T* const y = static_cast<T*>(a.y) + offset;
       for_elements<T>(span.count, [=, &a](int64_t c, auto lanes) __attribute__((always_inline)) {
-        fetch_to_write(y + c, kWriteAhead, lanes);
+        if (x_ahead)
+          fetch_to_read(x + c, x_ahead, lanes);
+        else
+          fetch_to_write(y + c, kWriteAhead, lanes);
         Vector<A> v = affine(Vector<A>(load(x + c, lanes) - mean), scale, bias);
         v = followed<FOLLOW, A>(v, residual, a.activation, c, lanes);
         if constexpr (FOLLOW == Follow::Anything)
@@ -102,18 +112,20 @@ struct FirstForward {
   static void sets(const Call& call, int64_t begin, int64_t end) {
     const PlaneGeometry& g = call.geometry;
     const auto apply_to = apply_of(call);
-    const bool front = from_the_front<T>(g);
+    const bool small = small_sets<T>(g);
+    const int64_t ahead = bytes_to_next_set<T>(g);
     for (int64_t set = begin; set < end; ++set) {
       const int64_t slab = set / g.groups, channel = set % g.groups * g.per_set;
       const Planes planes = planes_of(g, slab, channel, g.per_set);
       const Cut cut = cut_of(planes.count, g.spatial);
       Moments moments{};
       for (int64_t block = 0; block < cut.blocks; ++block)
-        moments = merge_two(moments, block_moments(call, block_of(planes, cut, g.spatial, block)));
+        moments = merge_two(moments, block_moments(call, block_of(planes, cut, g.spatial, block), ahead != 0));
       finish_set<A>(call, set, moments);
       const int64_t sample = slab * g.slab_samples;
       for (int64_t i = 0; i < g.per_set; ++i)
-        apply_to(call, sample, sample + g.slab_samples, channel + (front ? i : g.per_set - 1 - i), set, {0, g.spatial});
+        apply_to(call, sample, sample + g.slab_samples, channel + (small ? i : g.per_set - 1 - i), set, {0, g.spatial},
+                 ahead);
     }
   }
 
@@ -123,7 +135,7 @@ struct FirstForward {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t set = i / cut.blocks;
       const Planes planes = planes_of(g, set / g.groups, set % g.groups * g.per_set, g.per_set);
-      call.of_blocks[i] = block_moments(call, block_of(planes, cut, g.spatial, i % cut.blocks));
+      call.of_blocks[i] = block_moments(call, block_of(planes, cut, g.spatial, i % cut.blocks), false);
     }
   }
 
@@ -145,7 +157,7 @@ struct FirstForward {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t plane = i / of_plane, sample = plane / g.channels, channel = plane % g.channels;
       const int64_t set = sample / g.slab_samples * g.groups + channel / g.per_set;
-      apply_to(call, sample, sample + 1, channel, set, block_span(i % of_plane, g.spatial));
+      apply_to(call, sample, sample + 1, channel, set, block_span(i % of_plane, g.spatial), 0);
     }
   }
 };

@@ -15,12 +15,19 @@ constexpr int64_t kShortPlane = 4096;
 // of the time of a pass that writes, a tenth of one that reads). An address beyond the end does no harm.
 constexpr int64_t kReadAhead = 8192, kWriteAhead = 4096;
 
-// A set of a sample up to this size, in bytes of x, is still in the second-level cache when apply comes, from whichever
-// end it is taken: from the front, so that what is fetched ahead is what comes next.
-constexpr int64_t kStaysInCache = 1 << 18;
+// A set of up to this many bytes of x is still in the second-level cache when apply comes, from whichever end it is
+// taken: from the front, so that what is fetched ahead is what comes next.
+constexpr int64_t kSmallSet = 1 << 18;
 template <class T>
-bool from_the_front(const PlaneGeometry& g) {
-  return !g.batch && g.rows() * g.per_set * int64_t(sizeof(T)) <= kStaysInCache;
+TFN_INLINE bool small_sets(const PlaneGeometry& g) {
+  return g.rows() * g.per_set * int64_t(sizeof(T)) <= kSmallSet;
+}
+// The planes of a batch's channel lie apart, where the hardware does not look. Of small ones, outputs are fetched while
+// their sums are formed, and the inputs of the next set, so many bytes ahead, while one is applied (measured: a tenth
+// of the time; nothing where planes lie side by side). Else zero.
+template <class T>
+TFN_INLINE int64_t bytes_to_next_set(const PlaneGeometry& g) {
+  return g.batch && small_sets<T>(g) ? g.spatial * int64_t(sizeof(T)) : 0;
 }
 
 // The same in elements, where groups of `rows` rows follow each other.
