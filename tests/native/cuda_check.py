@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -163,8 +164,9 @@ def compile_cubin(source: Path, arch: str, more_flags: Sequence[str] = (), name:
     flags = [*NVCC_FLAGS, *more_flags, f"-I{native_build.ROOT / 'csrc'}", f"-arch={arch}", "-cubin"]
     command = [find_nvcc(), *flags, "-MMD", "-MF", str(depfile), str(source), "-o", str(output)]
     if not native_build.up_to_date(output, command):
+        begin = time.time()
         native_build.run(command)
-        native_build.remember(output, command, native_build.included_files(depfile))
+        native_build.remember(output, command, native_build.included_files(depfile), begin)
     return output
 
 
@@ -172,8 +174,9 @@ def read_cubin(cubin: Path, arch: str) -> list[Kernel]:
     cache = cubin.with_suffix(".json")
     command = [find_cuobjdump(), "read", str(Path(__file__).stat().st_mtime_ns)]
     if not native_build.up_to_date(cache, command):
+        begin = time.time()
         cache.write_text(json.dumps([asdict(kernel) for kernel in disassemble(cubin, arch)]))
-        native_build.remember(cache, command, [str(cubin)])
+        native_build.remember(cache, command, [str(cubin)], begin)
     return [Kernel(**raw) for raw in json.loads(cache.read_text())]
 
 

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -116,7 +117,10 @@ def run(command: Sequence[str]) -> None:
     sys.stderr.write(done.stderr)  # warnings
 
 
-def remember(output: Path, command: Sequence[str], files: Sequence[str]) -> None:
+def remember(output: Path, command: Sequence[str], files: Sequence[str], begin: float) -> None:
+    """Note what `output` was made from, unless a file was changed after `begin`: which version of it was read?"""
+    if any((ROOT / name).stat().st_mtime > begin for name in files):
+        return
     made_from = {"command": list(command), "files": {name: _digest(ROOT / name) for name in files}}
     output.with_suffix(output.suffix + ".stamp").write_text(json.dumps(made_from))
 
@@ -131,8 +135,9 @@ def _compile(source: Path, folder: Path, flags: Sequence[str]) -> Path:
     output, depfile = folder / f"{name}.o", folder / f"{name}.d"
     command = [compiler(), *flags, "-MMD", "-MF", str(depfile), "-x", "c++", "-c", str(source), "-o", str(output)]
     if not up_to_date(output, command):
+        begin = time.time()
         run(command)
-        remember(output, command, included_files(depfile))
+        remember(output, command, included_files(depfile), begin)
     return output
 
 
@@ -158,6 +163,7 @@ def build(
         shape = ["-pie"] if program else ["-shared"]
         command = [compiler(), *sanitizers, *shape, *objects, "-o", str(output), "-lpthread"]
         if not up_to_date(output, command):
+            begin = time.time()
             run(command)
-            remember(output, command, objects)
+            remember(output, command, objects, begin)
     return output

@@ -3,7 +3,7 @@
 #
 #   tests/native/run.sh [STEP...]      native  planted bugs, shared pieces, kernels without torch, in every build
 #                                      plain   the Python suite on the sim backend
-#                                      asan    its tests of values, gradients, strides ... under Address- and UndefinedBehaviorSanitizer
+#                                      asan    its tests of values, gradients, strides, masks under Address- and UndefinedBehaviorSanitizer
 #                                      tsan    its tests marked tsan, under ThreadSanitizer
 #   PYTHON       the interpreter that has torch and torchfastnorm (python3)
 #   WORKERS      parallel test processes (auto: one a core)
@@ -31,7 +31,8 @@ asan() {
   TORCHFASTNORM_SIM=asan LD_PRELOAD="$(preload asan)" \
     ASAN_OPTIONS="detect_leaks=0:use_sigaltstack=0:detect_odr_violation=0" UBSAN_OPTIONS="print_stacktrace=1" \
     "$PYTHON" -m pytest -n "$WORKERS" -p no:faulthandler --backend sim \
-    tests/test_layer_norm.py tests/test_rms_norm.py tests/test_row_norm_strides.py tests/test_row_norm_gradients.py $PYTEST_ARGS
+    tests/test_{layer,rms,batch,group,instance}_norm.py tests/test_{row,plane}_norm_{strides,gradients}.py \
+    tests/test_plane_norm_{mask,running}.py $PYTEST_ARGS
 }
 tsan() {
   "$PYTHON" tests/sim.py tsan
