@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import tempfile
 from importlib import metadata
 from pathlib import Path
 
@@ -59,10 +60,14 @@ def is_met(requirement: Requirement) -> bool:
     return version is not None and requirement.specifier.contains(version, prereleases=True)
 
 
-def pip_install(arguments: list[str]) -> None:
+def pip_install(arguments: list[str], constraint: str = "") -> None:
     print("installing", *arguments, flush=True)
     command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--quiet", *arguments]
-    if subprocess.run(command, check=False).returncode != 0:
+    with tempfile.TemporaryDirectory() as folder:
+        constraints = Path(folder, "constraints.txt")
+        constraints.write_text(constraint, encoding="utf-8")
+        done = subprocess.run([*command, "--constraint", str(constraints)], check=False)
+    if done.returncode != 0:
         sys.exit(
             f"requirements.py: pip could not install {' '.join(arguments)} for {sys.executable}.\n"
             "Install these packages there by hand, or give another environment with PYTHON=..."
@@ -83,11 +88,11 @@ def main() -> None:
         return
     if installed_version("torch") is None:
         pip_install(options.torch.split())
-    torch = f"torch=={installed_version('torch')}"
     missing = sorted({str(r) for r in requirements_of(options.groups) if r.name != "torch" and not is_met(r)})
     if missing:
-        # Naming the installed torch keeps pip from replacing it on behalf of another package.
-        pip_install([*missing, torch])
+        # Keeps pip from replacing the installed torch on behalf of another package. Were it named beside the others, pip
+        # would also install what torch itself lacks (gigabytes, where torch was installed without its dependencies).
+        pip_install(missing, f"torch=={installed_version('torch')}")
 
 
 if __name__ == "__main__":

@@ -157,6 +157,8 @@ def test_module_error_samples(backend: TestBackend, info: Any, training: bool) -
                 outcomes.append(None)  # some are errors in training alone
             except Exception as caught:
                 outcomes.append(type(caught))
+        if not training and sample.constructor_input.kwargs.get("eps") == 0:
+            outcomes[0] = None  # torch 2.11 rejects it in evaluation as in training, newer ones and ours do not
         assert outcomes[0] is outcomes[1] and (outcomes[0] is not None or not training)
 
 
