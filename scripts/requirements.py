@@ -90,8 +90,8 @@ def main() -> None:
         pip_install(options.torch.split())
     missing = sorted({str(r) for r in requirements_of(options.groups) if r.name != "torch" and not is_met(r)})
     if missing:
-        # Keeps pip from replacing the installed torch on behalf of another package. Were it named beside the others, pip
-        # would also install what torch itself lacks (gigabytes, where torch was installed without its dependencies).
+        # A constraint keeps pip from replacing the installed torch on behalf of another package. Were torch named among
+        # the others, pip would install what torch itself lacks: gigabytes, where it came without dependencies.
         pip_install(missing, f"torch=={installed_version('torch')}")
 
 
