@@ -14,7 +14,15 @@ import torch
 import torchfastnorm
 
 OPS = ("layer_norm", "rms_norm", "add_layer_norm", "add_rms_norm")
-OPS += ("batch_norm", "batch_norm_with_update", "group_norm", "instance_norm", "instance_norm_with_update")
+OPS += (
+    "batch_norm",
+    "batch_norm_with_update",
+    "batch_renorm",
+    "batch_renorm_with_update",
+    "group_norm",
+    "instance_norm",
+    "instance_norm_with_update",
+)
 OPS += tuple(f"{norm}_{step}" for norm in ("layer_norm", "rms_norm", "plane_norm") for step in ("forward", "backward"))
 
 

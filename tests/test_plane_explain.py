@@ -12,16 +12,16 @@ from torchfastnorm import functional
 from torchfastnorm.explain import GPU, GPUS, launch_plans
 
 IMITATED = GPU("imitated", 4, 227 * 1024, 16, 1e12)  # what sim.backend() pretends to be
-OPS = ("batch_norm", "group_norm", "instance_norm")
+OPS = ("batch_norm", "batch_renorm", "group_norm", "instance_norm")
 LAYOUTS = (False, True)
 SHAPES = ((3, 8, 48), (2, 16, 1024), (2, 8, 4096), (40, 64, 1))
 
 
 def call(op: str, x: torch.Tensor, residual: torch.Tensor | None, training: bool = True) -> torch.Tensor:
     fused = {"residual": residual, "activation": "none" if residual is None else "relu"}
-    if op == "batch_norm":
+    if op in ("batch_norm", "batch_renorm"):
         running = (torch.zeros(x.shape[1]), torch.ones(x.shape[1]))
-        return functional.batch_norm(x, *running, training=training, **fused)
+        return getattr(functional, op)(x, *running, training=training, **fused)
     return functional.group_norm(x, 4, **fused) if op == "group_norm" else functional.instance_norm(x, **fused)
 
 

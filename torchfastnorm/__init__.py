@@ -9,12 +9,14 @@ from .functional import (
     add_layer_norm,
     add_rms_norm,
     batch_norm,
+    batch_renorm,
     group_norm,
     instance_norm,
     layer_norm,
     rms_norm,
 )
 from .ops.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from .ops.batch_renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
 from .ops.group_norm import GroupNorm
 from .ops.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from .ops.layer_norm import AddLayerNorm, LayerNorm
@@ -26,6 +28,9 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "BatchRenorm1d",
+    "BatchRenorm2d",
+    "BatchRenorm3d",
     "GroupNorm",
     "InstanceNorm1d",
     "InstanceNorm2d",
@@ -36,6 +41,7 @@ __all__ = [
     "add_layer_norm",
     "add_rms_norm",
     "batch_norm",
+    "batch_renorm",
     "build_info",
     "convert",
     "explain",

@@ -10,8 +10,14 @@ import torch
 
 from ._extension import _C
 from ._launch_plan import GPU, KernelPlan
+from .ops._plane_norm import RENORMED_VALUES, Sets
 
-PLANE_OPS = ("batch_norm", "group_norm", "instance_norm")
+PLANE_OPS = {
+    "batch_norm": Sets.BATCH,
+    "batch_renorm": Sets.BATCH,
+    "group_norm": Sets.GROUP,
+    "instance_norm": Sets.INSTANCE,
+}
 
 
 def _reason(plan: dict[str, Any], sets: int) -> str:
@@ -63,10 +69,12 @@ def plane_plans(
     samples, channels, spatial = shape[0], shape[1], prod(shape[2:])
     if op == "group_norm" and (num_groups < 1 or channels % num_groups):
         raise ValueError(f"explain: num_groups={num_groups} does not divide {channels} channels")
-    training = training or op != "batch_norm"
-    groups = {"batch_norm": 1, "group_norm": num_groups, "instance_norm": channels}[op]
-    sets = channels if op == "batch_norm" else samples * groups
+    of_batch = PLANE_OPS[op] == Sets.BATCH
+    training = training or not of_batch
+    groups = {Sets.BATCH: 1, Sets.GROUP: num_groups, Sets.INSTANCE: channels}[PLANE_OPS[op]]
+    sets = channels if of_batch else samples * groups
     statistic = 8 if dtype == torch.float64 else 4
+    of_set = 1 + RENORMED_VALUES if op == "batch_renorm" and training else 2
     tensor, parameter = samples * channels * spatial * dtype.itemsize, channels * param_dtype.itemsize
     third = residual and activation  # the residual itself, which backward needs for the activation's derivative
     plans = []
@@ -76,7 +84,7 @@ def plane_plans(
             channels=channels,
             spatial=spatial,
             groups=groups,
-            sets=PLANE_OPS.index(op),
+            sets=PLANE_OPS[op].value,
             channels_last=channels_last,
             dtype=dtype,
             batch_statistics=training,
@@ -89,7 +97,7 @@ def plane_plans(
         )
         again = _share_read_again(plan)
         table = 2 * plan["entries"] * 4 * statistic if plan["team"] == "grid" and training else 0
-        small = 2 * sets * statistic + 2 * parameter + table
+        small = of_set * sets * statistic + 2 * parameter + table
         if backward:
             inputs = (3 if third else 2) * tensor
             moved = inputs + (2 if third else 1) * tensor + small + 2 * parameter

@@ -1,6 +1,7 @@
 """The ops as functions, as ``torch.nn.functional`` has them."""
 
 from .ops.batch_norm import batch_norm
+from .ops.batch_renorm import batch_renorm
 from .ops.group_norm import group_norm
 from .ops.instance_norm import instance_norm
 from .ops.layer_norm import add_layer_norm, layer_norm
@@ -10,6 +11,7 @@ __all__ = [
     "add_layer_norm",
     "add_rms_norm",
     "batch_norm",
+    "batch_renorm",
     "group_norm",
     "instance_norm",
     "layer_norm",

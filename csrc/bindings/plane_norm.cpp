@@ -1,6 +1,7 @@
 // The CPU and CUDA kernels of the plane norms: check everything, allocate the results, fill the interface's structs.
 #include "plane_norm.h"
 
+#include "../math/renorm.h"
 #include "common/checks.h"
 #include "common/planes.h"
 
@@ -17,7 +18,9 @@ constexpr PlaneNormOp ops[] = {
     {"group_norm", "GroupNormBackward", &Backend::group_norm_forward_workspace, &Backend::group_norm_forward,
      &Backend::group_norm_backward_workspace, &Backend::group_norm_backward},
     {"instance_norm", "InstanceNormBackward", &Backend::instance_norm_forward_workspace,
-     &Backend::instance_norm_forward, &Backend::instance_norm_backward_workspace, &Backend::instance_norm_backward}};
+     &Backend::instance_norm_forward, &Backend::instance_norm_backward_workspace, &Backend::instance_norm_backward},
+    {"batch_renorm", "BatchRenormBackward", &Backend::batch_renorm_forward_workspace, &Backend::batch_renorm_forward,
+     &Backend::batch_renorm_backward_workspace, &Backend::batch_renorm_backward}};
 
 // running_mean and running_var as the backend takes them, contiguous and of one dtype: themselves, or stand-ins whose
 // values store() carries over. A negative momentum, which to the backend means the cumulative average, is torch's to
@@ -31,6 +34,7 @@ class RunningStatistics {
     if (updates_ && has(in.batches)) {
       bump(*in.batches);
       arguments.batches = in.batches->mutable_data_ptr<int64_t>();
+      if (in.renorms() && in.x.numel() > 0) raised_ = *in.batches;
     }
     // Of an empty batch nothing is learnt, as in torch.
     if (!has(buffers_[0]) || (in.batch_statistics && in.x.numel() == 0)) {
@@ -50,6 +54,7 @@ class RunningStatistics {
   }
 
   void store() const {
+    if (raised_.defined()) raised_.add_(1);
     for (int i = 0; updates_ && i < 2; ++i) {
       if (own_factor_)
         buffers_[i]->mul_(1 - factor_).add_(given_[i], factor_);
@@ -69,6 +74,7 @@ class RunningStatistics {
   double factor_;
   const OptTensor buffers_[2];
   Tensor given_[2];
+  Tensor raised_;  // the number of batches, where the kernel only reads it
 };
 
 const uint8_t* bytes(const OptTensor& mask) { return static_cast<const uint8_t*>(data(mask)); }
@@ -83,12 +89,12 @@ Tensor provide_workspace(int64_t bytes, const Tensor& x, Arguments& arguments) {
 
 }  // namespace
 
-const PlaneNormOp& plane_norm_op(Sets sets) { return ops[static_cast<int>(sets)]; }
+const PlaneNormOp& plane_norm_op(Sets sets, bool renorms) { return ops[renorms ? 3 : static_cast<int>(sets)]; }
 
 Three plane_norm_forward(const PlaneNormInputs& in, bool statistics) {
   check_inputs(in);
   const DeviceScope scope(in.x);
-  const auto& op = plane_norm_op(in.sets_in_kernel());
+  const auto& op = plane_norm_op(in.sets_in_kernel(), in.renorms());
   const auto x = dense(in.x);
   const auto param_type = common_type(in.weight, in.bias, x.scalar_type());
   const auto weight = parameter(in.weight, param_type), bias = parameter(in.bias, param_type);
@@ -102,8 +108,9 @@ Three plane_norm_forward(const PlaneNormInputs& in, bool statistics) {
   y = at::empty_like(x);
   if (statistics) {
     const auto options = x.options().dtype(statistics_type(x.scalar_type()));
-    mean = at::empty({sets_of(in.sets_in_kernel(), arguments.shape)}, options);
-    rstd = at::empty_like(mean);
+    const auto sets = sets_of(in.sets_in_kernel(), arguments.shape);
+    mean = at::empty({sets}, options);
+    rstd = at::empty({in.corrects() ? renormed_values * sets : sets}, options);
   }
   arguments.x = x.const_data_ptr();
   arguments.residual = data(residual);
@@ -116,6 +123,8 @@ Three plane_norm_forward(const PlaneNormInputs& in, bool statistics) {
   arguments.eps = in.eps;
   arguments.batch_statistics = in.batch_statistics;
   arguments.activation = activation_named(in.name(), in.activation);
+  arguments.renorm = in.batch_statistics && x.numel() == 0 ? Renorm::None : renorm_named(in.name(), in.renorm);
+  arguments.bounds = in.bounds;
   arguments.type = dtype_of(x.scalar_type());
   arguments.param_type = dtype_of(param_type);
   const RunningStatistics running(in, arguments);
@@ -128,7 +137,7 @@ Three plane_norm_forward(const PlaneNormInputs& in, bool statistics) {
 Four plane_norm_backward(const PlaneNormInputs& in, const Tensor& grad_y_, const Tensor& mean_, const Tensor& rstd_,
                          at::ScalarType param_dtype, Wanted wanted) {
   const auto* name = in.name();
-  const auto& op = plane_norm_op(in.sets_in_kernel());
+  const auto& op = plane_norm_op(in.sets_in_kernel(), in.renorms());
   // This op is called by the forward's node; the checks keep a direct call from reading out of bounds.
   check_tensors(in);
   TORCH_CHECK(grad_y_.sizes() == in.x.sizes(), name, "_backward(): the gradient must have input's shape ", in.x.sizes(),
@@ -149,9 +158,9 @@ Four plane_norm_backward(const PlaneNormInputs& in, const Tensor& grad_y_, const
   arguments.shape = plane_shape(x, in.groups);
   const auto sets = sets_of(in.sets_in_kernel(), arguments.shape);
   const auto type = statistics_type(x.scalar_type());
-  TORCH_CHECK(
-      mean->numel() == sets && rstd->numel() == sets && mean->scalar_type() == type && rstd->scalar_type() == type,
-      name, "_backward(): mean and rstd must be what plane_norm_forward returned");
+  TORCH_CHECK(mean->numel() == sets && rstd->numel() == (in.corrects() ? renormed_values * sets : sets) &&
+                  mean->scalar_type() == type && rstd->scalar_type() == type,
+              name, "_backward(): mean and rstd must be what plane_norm_forward returned");
   Four results;
   auto& [grad_x, grad_residual, grad_weight, grad_bias] = results;
   const auto param_options = x.options().dtype(param_dtype);
@@ -173,6 +182,7 @@ Four plane_norm_backward(const PlaneNormInputs& in, const Tensor& grad_y_, const
   arguments.grad_bias = output(grad_bias);
   arguments.batch_statistics = in.batch_statistics;
   arguments.activation = activation_named(name, in.activation);
+  arguments.renorm = in.corrects() && x.numel() > 0 ? renorm_named(name, in.renorm) : Renorm::None;
   arguments.type = dtype_of(x.scalar_type());
   arguments.param_type = dtype_of(param_dtype);
   const auto workspace = provide_workspace((scope.backend().*op.backward_workspace)(arguments), x, arguments);

@@ -1,12 +1,14 @@
-// What the bindings of BatchNorm, GroupNorm and InstanceNorm share: one pair of inner ops for all three, their kernels,
-// autograd and composite formulas. An op's own file adds its public schema and nothing else.
+// What the bindings of BatchNorm, BatchRenorm, GroupNorm and InstanceNorm share: one pair of inner ops for all, their
+// kernels, autograd and composite formulas. An op's own file adds its public schema and nothing else.
 //
 //   plane_norm_forward(input, running_mean?, running_var?, num_batches_tracked?, weight?, bias?, residual?, mask?,
-//                      sets, groups, batch_statistics, momentum?, eps, activation) -> (y, mean, rstd)
+//                      sets, groups, batch_statistics, momentum?, eps, activation, renorm, bounds) -> (y, mean, rstd)
 //   plane_norm_backward(grad_y, input, mean, rstd, weight?, bias?, residual?, mask?, sets, groups, batch_statistics,
-//                       eps, activation, param_dtype, wanted) -> (grad_input, grad_residual, grad_weight, grad_bias)
+//                       eps, activation, renorm, param_dtype, wanted)
+//                       -> (grad_input, grad_residual, grad_weight, grad_bias)
 //
-// `sets` is the number of a Sets; mean and rstd are flat, one element for each set. The parameters' gradients come in
+// `sets` is the number of a Sets; mean and rstd are flat, one element for each set (with renorm rstd is (6, sets), of
+// interface/plane_norm.h); `renorm` names a Renorm, `bounds` are its RenormBounds. The parameters' gradients come in
 // param_dtype, the wider of weight's and bias's; a gradient that `wanted` does not ask for is undefined.
 //
 // Calls that write running statistics go to ops of their own, <op>_with_update, whose schemas say what is written: the
@@ -35,7 +37,7 @@ struct PlaneNormOp {
   int64_t (*Backend::*backward_workspace)(const PlaneNormBackward&);
   void (*Backend::*backward)(const PlaneNormBackward&, Stream);
 };
-const PlaneNormOp& plane_norm_op(Sets);
+const PlaneNormOp& plane_norm_op(Sets, bool renorms);
 
 inline const OptTensor none = std::nullopt;
 
@@ -55,8 +57,12 @@ struct PlaneNormInputs {
   std::optional<double> momentum = 0.;  // nothing: cumulative average, which needs `batches`
   double eps;
   std::string_view activation;
+  std::string_view renorm = "none";
+  RenormBounds bounds = {};
 
-  const char* name() const { return plane_norm_op(sets).name; }
+  bool corrects() const { return renorms() && batch_statistics; }
+  bool renorms() const { return renorm != "none"; }
+  const char* name() const { return plane_norm_op(sets, renorms()).name; }
   bool updates() const { return batch_statistics && (has(running_mean) || has(batches)); }
   // Running statistics are one pair for all samples: what they normalise is a batch norm.
   Sets sets_in_kernel() const { return batch_statistics ? sets : Sets::Batch; }
@@ -67,11 +73,12 @@ using ForwardSignature = Three(const Tensor& x, const OptTensor& running_mean, c
                                const OptTensor& batches, const OptTensor& weight, const OptTensor& bias,
                                const OptTensor& residual, const OptTensor& mask, int64_t sets, int64_t groups,
                                bool batch_statistics, std::optional<double> momentum, double eps,
-                               std::string_view activation);
+                               std::string_view activation, std::string_view renorm, at::ArrayRef<double> bounds);
 using BackwardSignature = Four(const Tensor& grad_y, const Tensor& x, const Tensor& mean, const Tensor& rstd,
                                const OptTensor& weight, const OptTensor& bias, const OptTensor& residual,
                                const OptTensor& mask, int64_t sets, int64_t groups, bool batch_statistics, double eps,
-                               std::string_view activation, at::ScalarType param_dtype, Wanted wanted);
+                               std::string_view activation, std::string_view renorm, at::ScalarType param_dtype,
+                               Wanted wanted);
 const c10::TypedOperatorHandle<ForwardSignature>& plane_norm_forward_op(bool updates);
 const c10::TypedOperatorHandle<BackwardSignature>& plane_norm_backward_op();
 
@@ -80,6 +87,9 @@ void check_tensors(const PlaneNormInputs&);
 void check_inputs(const PlaneNormInputs&);
 void check_writes_nothing(const PlaneNormInputs&);  // for the ops whose schemas say so
 Activation activation_named(const char* op, std::string_view name);
+Renorm renorm_named(const char* op, std::string_view name);
+std::array<double, 6> list_of(const RenormBounds&);
+RenormBounds bounds_of(const char* op, at::ArrayRef<double> list);
 Sets sets_named(int64_t number);
 
 // plane_norm.cpp: check, allocate, run the backend. Without statistics mean and rstd are neither computed nor returned.

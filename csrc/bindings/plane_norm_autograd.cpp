@@ -16,6 +16,7 @@ class PlaneNormNode final : public NormNode<7> {
         batch_statistics_(in.batch_statistics),
         eps_(in.eps),
         activation_(in.activation),
+        renorm_(in.renorm),
         param_type_(common_type(in.weight, in.bias, in.x.scalar_type())) {
     set_next_edges(torch::autograd::collect_next_edges(in.x, in.residual.value_or(Tensor()),
                                                        in.weight.value_or(Tensor()), in.bias.value_or(Tensor())));
@@ -32,7 +33,7 @@ class PlaneNormNode final : public NormNode<7> {
     save(Rstd, rstd);
   }
 
-  std::string name() const override { return plane_norm_op(sets_).node_name; }
+  std::string name() const override { return plane_norm_op(sets_, renorm_ != "none").node_name; }
 
  protected:
   variable_list backward(const variable_list& grads) override {
@@ -49,7 +50,7 @@ class PlaneNormNode final : public NormNode<7> {
     const auto residual = optional(unpack(Residual)), weight = optional(unpack(Weight)), bias = optional(unpack(Bias));
     auto [grad_x, grad_residual, grad_weight, grad_bias] = plane_norm_backward_op().call(
         grad_y, x, unpack(Mean), unpack(Rstd), weight, bias, residual, optional(mask), static_cast<int64_t>(sets_),
-        groups_, batch_statistics_, eps_, activation_, param_type_, wanted);
+        groups_, batch_statistics_, eps_, activation_, renorm_, param_type_, wanted);
     out[X] = std::move(grad_x);
     if (wanted[1]) out[Residual] = std::move(grad_residual);  // the engine rounds to the dtypes of the inputs
     out[Weight] = std::move(grad_weight);
@@ -63,6 +64,7 @@ class PlaneNormNode final : public NormNode<7> {
     args.collect(batch_statistics_);
     args.collect(eps_);
     args.collect(activation_);
+    args.collect(renorm_);
     args.collect(param_type_);
   }
 
@@ -73,7 +75,7 @@ class PlaneNormNode final : public NormNode<7> {
   const int64_t groups_;
   const bool batch_statistics_;
   const double eps_;
-  const std::string activation_;
+  const std::string activation_, renorm_;
   const at::ScalarType param_type_;
 };
 
@@ -100,10 +102,10 @@ Three plane_norm_forward_autograd(const PlaneNormInputs& in) {
   Three results;
   {
     const at::AutoDispatchBelowADInplaceOrView below;
-    results =
-        plane_norm_forward_op(in.updates())
-            .call(in.x, in.running_mean, in.running_var, in.batches, in.weight, in.bias, in.residual, in.mask,
-                  static_cast<int64_t>(in.sets), in.groups, in.batch_statistics, in.momentum, in.eps, in.activation);
+    results = plane_norm_forward_op(in.updates())
+                  .call(in.x, in.running_mean, in.running_var, in.batches, in.weight, in.bias, in.residual, in.mask,
+                        static_cast<int64_t>(in.sets), in.groups, in.batch_statistics, in.momentum, in.eps,
+                        in.activation, in.renorm, list_of(in.bounds));
   }
   if (!graph) return results;
   const auto& [y, mean, rstd] = results;
@@ -120,7 +122,7 @@ Four plane_norm_backward_autograd(const PlaneNormInputs& in, const Tensor& grad_
   const at::AutoDispatchBelowADInplaceOrView below;
   return plane_norm_backward_op().call(grad_y, in.x, mean, rstd, in.weight, in.bias, in.residual, in.mask,
                                        static_cast<int64_t>(in.sets), in.groups, in.batch_statistics, in.eps,
-                                       in.activation, param_dtype, wanted);
+                                       in.activation, in.renorm, param_dtype, wanted);
 }
 
 }  // namespace torchfastnorm::bindings

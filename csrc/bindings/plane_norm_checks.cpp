@@ -14,6 +14,8 @@ namespace {
 
 constexpr std::array<std::string_view, 7> activations{"none", "relu", "leaky_relu", "elu", "silu", "gelu", "gelu_tanh"};
 
+constexpr std::array<std::string_view, 5> dialects{"none", "paper", "torchrl", "ludvb", "sb3"};
+
 // A 1-D tensor has no channels; torch accepts an empty one as input of batch_norm.
 c10::SymInt channels_of(const Tensor& x) { return x.dim() > 1 ? x.sym_size(1) : c10::SymInt(0); }
 
@@ -90,6 +92,22 @@ Activation activation_named(const char* op, std::string_view name) {
   return static_cast<Activation>(found - activations.begin());
 }
 
+Renorm renorm_named(const char* op, std::string_view name) {
+  const auto found = std::find(dialects.begin(), dialects.end(), name);
+  TORCH_CHECK_VALUE(found != dialects.end(), op, "(): unknown dialect '", name, "'; one of ",
+                    c10::Join(", ", at::ArrayRef<std::string_view>(dialects).slice(1)));
+  return static_cast<Renorm>(found - dialects.begin());
+}
+
+std::array<double, 6> list_of(const RenormBounds& b) {
+  return {b.r_max, b.d_max, b.r_begin, b.r_end, b.d_begin, b.d_end};
+}
+RenormBounds bounds_of(const char* op, at::ArrayRef<double> list) {
+  TORCH_CHECK_VALUE(list.size() == 6, op, "(): bounds are r_max, d_max, and where their ramps begin and end, but has ",
+                    list.size(), " elements");
+  return {list[0], list[1], list[2], list[3], list[4], list[5]};
+}
+
 Sets sets_named(int64_t number) {
   TORCH_CHECK_VALUE(number >= 0 && number < 3, "plane_norm(): unknown sets ", number,
                     "; 0 (batch), 1 (group) or 2 (instance)");
@@ -129,6 +147,8 @@ void check_tensors(const PlaneNormInputs& in) {
   }
   if (has(in.mask)) check_mask(in);
   activation_named(name, in.activation);
+  renorm_named(name, in.renorm);
+  TORCH_CHECK(!in.renorms() || in.sets == Sets::Batch, "plane_norm(): renorm is for sets 0 (batch)");
 }
 
 void check_inputs(const PlaneNormInputs& in) {
@@ -139,10 +159,18 @@ void check_inputs(const PlaneNormInputs& in) {
                       x.sym_sizes(), " in instance_norm(); use_input_stats=False normalizes with running statistics");
   if (in.batch_statistics && in.sets == Sets::Batch && x.dim() > 0)
     TORCH_CHECK_VALUE(several(x.sym_size(0) * spatial_of(x)),
-                      "Expected more than 1 value per channel when training, got input size ", x.sym_sizes(),
-                      " in batch_norm(); use a larger batch, or training=False");
+                      "Expected more than 1 value per channel when training, got input size ", x.sym_sizes(), " in ",
+                      in.name(), "(); use a larger batch, or training=False");
+  if (in.corrects()) {
+    TORCH_CHECK_VALUE(has(in.running_mean) && has(in.running_var), in.name(),
+                      "() corrects batch statistics towards the ",
+                      "running ones: running_mean and running_var must be given; batch_norm() does without");
+    TORCH_CHECK_VALUE(in.bounds.r_max >= 1, in.name(), "(): r_max must be at least 1, but got ", in.bounds.r_max);
+    TORCH_CHECK_VALUE(in.bounds.d_max >= 0, in.name(), "(): d_max must not be negative, but got ", in.bounds.d_max);
+    TORCH_CHECK_VALUE(in.momentum && *in.momentum >= 0, in.name(), "(): momentum must be a number and not negative");
+  }
   if (in.sets == Sets::Batch)
-    TORCH_CHECK_VALUE(in.batch_statistics ? !(in.eps <= 0) : !(in.eps < 0), "batch_norm eps must be ",
+    TORCH_CHECK_VALUE(in.batch_statistics ? !(in.eps <= 0) : !(in.eps < 0), in.name(), " eps must be ",
                       in.batch_statistics ? "positive during training" : "non-negative", ", but got ", in.eps);
   check_running(in);
   check_tensors(in);
@@ -157,10 +185,10 @@ namespace {
 void check_plane_norm(const Tensor& x, const OptTensor& running_mean, const OptTensor& running_var,
                       const OptTensor& batches, const OptTensor& weight, const OptTensor& bias,
                       const OptTensor& residual, const OptTensor& mask, int64_t sets, int64_t groups,
-                      bool batch_statistics, std::optional<double> momentum, double eps,
-                      const std::string& activation) {
+                      bool batch_statistics, std::optional<double> momentum, double eps, const std::string& activation,
+                      const std::string& renorm, std::vector<double> bounds) {
   check_inputs({x, running_mean, running_var, batches, weight, bias, residual, mask, sets_named(sets), groups,
-                batch_statistics, momentum, eps, activation});
+                batch_statistics, momentum, eps, activation, renorm, bounds_of("check_plane_norm", bounds)});
 }
 
 const ModulePart part([](py::module_& m) {

@@ -1,6 +1,7 @@
 // The formulas of the plane norms in ATen operations. They run where a kernel cannot: under torch.func transforms and
 // forward-mode AD, and for every derivative after the first. All arithmetic is in the statistics' type, as the
 // kernels'; tensors are seen as (samples, sets or groups of channels, channels of a set, spatial).
+#include "../math/renorm.h"
 #include "plane_norm.h"
 
 #define AT_PER_OPERATOR_HEADERS
@@ -12,10 +13,13 @@
 #include <ATen/ops/gelu_backward.h>
 #include <ATen/ops/leaky_relu.h>
 #include <ATen/ops/leaky_relu_backward.h>
+#include <ATen/ops/maximum.h>
+#include <ATen/ops/minimum.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/silu.h>
 #include <ATen/ops/threshold_backward.h>
 #include <ATen/ops/where.h>
+#include <ATen/ops/zeros_like.h>
 #include <c10/core/AutogradState.h>
 
 namespace torchfastnorm::bindings {
@@ -71,6 +75,7 @@ class Planes {
     const auto sizes = in.x.sym_sizes();
     const c10::SymInt samples = sizes.empty() ? c10::SymInt(1) : sizes[0];
     channels_ = sizes.size() > 1 ? sizes[1] : c10::SymInt(0);
+    if (in.renorms()) samples_ = double(samples.guard_int(__FILE__, __LINE__));
     c10::SymInt spatial = 1;
     for (size_t d = 2; d < sizes.size(); ++d) spatial *= sizes[d];
     const bool group = in.sets == Sets::Group;
@@ -118,6 +123,9 @@ class Planes {
     if (has(in_.batches)) in_.batches->add_(1);
     if (!in_.momentum) factor = in_.batches->to(type_).reciprocal();
     if (!has(in_.running_mean) || in_.x.sym_numel() == 0) return;  // of an empty batch nothing is learnt
+    auto target = var * bessel();
+    if (in_.renorm == "ludvb") target = var.sqrt() + in_.eps;
+    if (in_.renorm == "torchrl") target = var * (samples_ / std::max(samples_ - 1, 1.));
     const auto update = [&](const Tensor& running, const Tensor& statistic) {
       const auto average = statistic.mean(at::IntArrayRef{0}).reshape_symint({channels_}).to(running.scalar_type());
       if (factor.defined())
@@ -126,8 +134,11 @@ class Planes {
         running.mul_(1 - *in_.momentum).add_(average, *in_.momentum);
     };
     update(*in_.running_mean, mean);
-    update(*in_.running_var, var * count_ / (count_ - 1).clamp_min(1));
+    update(*in_.running_var, target);
   }
+
+  Tensor bessel() const { return count_ / (count_ - 1).clamp_min(1); }
+  const PlaneNormInputs& inputs() const { return in_; }
 
  private:
   const PlaneNormInputs& in_;
@@ -137,10 +148,11 @@ class Planes {
   std::vector<c10::SymInt> shape_, per_channel_;
   std::vector<int64_t> dims_{2, 3};
   Tensor mask_, count_;
+  double samples_ = 1;
 };
 
 struct Normalized {
-  Tensor x_hat, rstd, mean, var;
+  Tensor x_hat, rstd, mean, var, deviation;
 };
 
 // Two passes, as everywhere: the mean, then the centred squares.
@@ -148,7 +160,52 @@ Normalized normalize(const Planes& planes, const Tensor& x, double eps) {
   const auto mean = planes.mean(planes.counted(x)), deviation = planes.counted(x - mean);
   const auto var = planes.mean(deviation * deviation);
   const auto rstd = (var + eps).rsqrt();
-  return {deviation * rstd, rstd, mean, var};
+  return {deviation * rstd, rstd, mean, var, deviation};
+}
+
+// Batch Renormalization, as in math/renorm.h: r and d are constants, what the others make of var is differentiated.
+struct Renormed {
+  Tensor scale, shift, of_product, of_sum;
+};
+
+Renormed renormed(const Planes& planes, const Tensor& var, const Tensor& r, const Tensor& d) {
+  const auto& in = planes.inputs();
+  if (in.renorm == "sb3") {
+    const auto square = var * planes.bessel(), scale = (square / (r * r) + in.eps).rsqrt();
+    const auto deviation = at::where(square > 0, square, 1).sqrt(), slope = scale * scale / (r * r);
+    const auto of_d = at::where(square > 0, d / r * scale, 0);
+    return {scale, of_d * deviation, -planes.bessel() * slope,
+            planes.bessel() * of_d * (deviation.reciprocal() - deviation * slope)};
+  }
+  if (in.renorm == "ludvb") {
+    const auto deviation = at::where(var > 0, var, 1).sqrt();
+    const auto inverse = (at::where(var > 0, deviation, 0) + in.eps).reciprocal();
+    return {r * inverse, d, at::where(var > 0, -inverse / deviation, 0), at::zeros_like(var)};
+  }
+  const auto rstd = (var + in.eps).rsqrt();
+  return {r * rstd, d, -rstd * rstd, at::zeros_like(var)};
+}
+
+// r and d of a batch, from its statistics and the running ones.
+std::pair<Tensor, Tensor> correction(const Planes& planes, const Tensor& mean, const Tensor& var) {
+  const auto& in = planes.inputs();
+  const auto running = planes.channel(*in.running_var);
+  const bool of_deviation = in.renorm == "ludvb";
+  const auto of_running = of_deviation ? running.reciprocal() : (running + in.eps).rsqrt();
+  const auto sigma = of_deviation         ? var.sqrt() + in.eps
+                     : in.renorm == "sb3" ? (var * planes.bessel() + in.eps).sqrt()
+                                          : (var + in.eps).sqrt();
+  const auto bound = [&](double least, double most, double begin, double end) {
+    const auto value = at::full({}, most, var.options());
+    if (!has(in.batches)) return value;
+    const auto line = (in.batches->to(var.scalar_type()) - begin) / (end > begin ? end - begin : 1);
+    return at::where(*in.batches >= end, value, least + (most - least) * line.clamp(0, 1));
+  };
+  const auto& b = in.bounds;
+  const auto r_max = bound(1, b.r_max, b.r_begin, b.r_end), d_max = bound(0, b.d_max, b.d_begin, b.d_end);
+  const auto r = at::minimum(at::maximum(sigma * of_running, r_max.reciprocal()), r_max);
+  const auto d = at::minimum(at::maximum((mean - planes.channel(*in.running_mean)) * of_running, -d_max), d_max);
+  return {r, d};
 }
 
 }  // namespace
@@ -158,10 +215,18 @@ Tensor plane_norm_composite(const PlaneNormInputs& in) {
   const Planes planes(in);
   const auto x = planes.planes(in.x);
   Normalized n;
-  if (in.batch_statistics)
+  if (in.batch_statistics) {
     n = normalize(planes, x, in.eps);
-  else
-    n.x_hat = planes.counted(x - planes.channel(*in.running_mean)) * (planes.channel(*in.running_var) + in.eps).rsqrt();
+    if (in.renorms()) {
+      const auto [r, d] = correction(planes, n.mean.detach(), n.var.detach());
+      const auto c = renormed(planes, n.var, r, d);
+      n.x_hat = n.deviation * c.scale + c.shift;
+    }
+  } else {
+    const auto var = planes.channel(*in.running_var);
+    n.x_hat = planes.counted(x - planes.channel(*in.running_mean)) *
+              (in.renorm == "ludvb" ? var.reciprocal() : (var + in.eps).rsqrt());
+  }
   const auto y =
       planes.as_input(planes.counted(activate(planes.activation(), planes.shifted(n.x_hat))), in.x.scalar_type());
   if (in.updates()) planes.update_running(n.mean, n.var);
@@ -173,8 +238,14 @@ Four plane_norm_backward_composite(const PlaneNormInputs& in, const Tensor& grad
   const Planes planes(in);
   const auto x = planes.planes(in.x);
   Normalized n;
+  Renormed c;
   if (in.batch_statistics) {
     n = normalize(planes, x, in.eps);
+    if (in.renorms()) {
+      const auto saved = rstd.reshape_symint({renormed_values, -1});
+      c = renormed(planes, n.var, planes.channel(saved.select(0, 4)), planes.channel(saved.select(0, 5)));
+      n.x_hat = n.deviation * c.scale + c.shift;
+    }
   } else {
     n.rstd = planes.channel(rstd);
     n.x_hat = planes.counted(x - planes.channel(mean)) * n.rstd;
@@ -185,11 +256,15 @@ Four plane_norm_backward_composite(const PlaneNormInputs& in, const Tensor& grad
   auto& [grad_x, grad_residual, grad_weight, grad_bias] = results;
   if (wanted[0]) {
     auto rest = planes.scaled(g);
-    if (in.batch_statistics) {
+    if (in.corrects()) {
+      const auto average = planes.mean(rest), product = planes.mean(rest * n.deviation * c.scale);
+      rest = planes.counted(c.scale * (rest - average) + n.deviation * (c.of_product * product + c.of_sum * average));
+      grad_x = planes.as_input(rest, in.x.scalar_type());
+    } else if (in.batch_statistics) {
       const auto average = planes.mean(rest), correlation = planes.mean(rest * n.x_hat);
       rest = planes.counted(rest - average - n.x_hat * correlation);
     }
-    grad_x = planes.as_input(rest * n.rstd, in.x.scalar_type());
+    if (!in.corrects()) grad_x = planes.as_input(rest * n.rstd, in.x.scalar_type());
   }
   if (wanted[1]) grad_residual = planes.as_input(g, in.x.scalar_type());
   if (wanted[2]) grad_weight = planes.sum_of_channel(g * n.x_hat).to(param_dtype);

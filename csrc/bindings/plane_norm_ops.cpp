@@ -8,15 +8,30 @@ struct Forward {
   static constexpr const char* schema =
       "(Tensor input, Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, "
       "Tensor? weight, Tensor? bias, Tensor? residual, Tensor? mask, int sets, int groups, bool batch_statistics, "
-      "float? momentum, float eps, str activation) -> (Tensor, Tensor, Tensor)";
+      "float? momentum, float eps, str activation, str renorm, float[] bounds) -> (Tensor, Tensor, Tensor)";
 
   template <auto function, bool may_write>
   static Three run(const Tensor& x, const OptTensor& running_mean, const OptTensor& running_var,
                    const OptTensor& batches, const OptTensor& weight, const OptTensor& bias, const OptTensor& residual,
                    const OptTensor& mask, int64_t sets, int64_t groups, bool batch_statistics,
-                   std::optional<double> momentum, double eps, std::string_view activation) {
-    const PlaneNormInputs in{x,    running_mean,     running_var, batches,          weight,   bias, residual,
-                             mask, sets_named(sets), groups,      batch_statistics, momentum, eps,  activation};
+                   std::optional<double> momentum, double eps, std::string_view activation, std::string_view renorm,
+                   at::ArrayRef<double> bounds) {
+    const PlaneNormInputs in{x,
+                             running_mean,
+                             running_var,
+                             batches,
+                             weight,
+                             bias,
+                             residual,
+                             mask,
+                             sets_named(sets),
+                             groups,
+                             batch_statistics,
+                             momentum,
+                             eps,
+                             activation,
+                             renorm,
+                             bounds_of("plane_norm_forward", bounds)};
     if (!may_write) check_writes_nothing(in);
     return function(in);
   }
@@ -39,10 +54,10 @@ template <auto function>
 Four run_backward(const Tensor& grad_y, const Tensor& x, const Tensor& mean, const Tensor& rstd,
                   const OptTensor& weight, const OptTensor& bias, const OptTensor& residual, const OptTensor& mask,
                   int64_t sets, int64_t groups, bool batch_statistics, double eps, std::string_view activation,
-                  at::ScalarType param_dtype, Wanted wanted) {
+                  std::string_view renorm, at::ScalarType param_dtype, Wanted wanted) {
   const PlaneNormInputs in{
-      x,  none, none,      none, weight, bias, residual, mask, sets_named(sets), groups, batch_statistics,
-      0., eps,  activation};
+      x,  none, none,       none,  weight, bias, residual, mask, sets_named(sets), groups, batch_statistics,
+      0., eps,  activation, renorm};
   return function(in, grad_y, mean, rstd, param_dtype, wanted);
 }
 
@@ -52,7 +67,7 @@ TORCH_LIBRARY_FRAGMENT(torchfastnorm, m) {
   m.def(
       "plane_norm_backward(Tensor grad_y, Tensor input, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias, "
       "Tensor? residual, Tensor? mask, int sets, int groups, bool batch_statistics, float eps, str activation, "
-      "ScalarType param_dtype, bool[4] wanted) -> (Tensor, Tensor, Tensor, Tensor)",
+      "str renorm, ScalarType param_dtype, bool[4] wanted) -> (Tensor, Tensor, Tensor, Tensor)",
       {at::Tag::pt2_compliant_tag});
   implement(m, "plane_norm_backward", &run_backward<&plane_norm_backward>, &run_backward<&plane_norm_backward_autograd>,
             &run_backward<&plane_norm_backward_composite>);

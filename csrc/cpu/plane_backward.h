@@ -6,6 +6,18 @@
 
 namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET {
 
+// With renorm: element i of rstd (interface/plane_norm.h), and the bias that forward applied.
+inline double shift_of(const PlaneNormBackward& a, int64_t i) {
+  return a.type == DType::Double ? static_cast<const double*>(a.rstd)[i] : double(static_cast<const float*>(a.rstd)[i]);
+}
+template <class A>
+void shift_bias(const PlaneBackwardCall& call) {
+  const int64_t channels = call.geometry.channels;
+  A* const bias = static_cast<A*>(const_cast<void*>(call.bias));
+  for (int64_t c = 0; c < channels; ++c)
+    bias[c] += static_cast<const A*>(call.arguments->rstd)[channels + c] * static_cast<const A*>(call.weight)[c];
+}
+
 // The sums over the parts, in order.
 inline void parameter_gradients(const PlaneBackwardCall& call) {
   const PlaneNormBackward& a = *call.arguments;
@@ -16,8 +28,13 @@ inline void parameter_gradients(const PlaneBackwardCall& call) {
     by_type(a.param_type, [&](auto element) {
       using P = decltype(element);
       for (int64_t c = 0; c < channels; ++c) {
-        double sum = 0;
-        for (int64_t part = 0; part < parts; ++part) sum += call.of_parts[(part * 2 + i) * channels + c];
+        const auto total = [&](int64_t which) {
+          double sum = 0;
+          for (int64_t part = 0; part < parts; ++part) sum += call.of_parts[(part * 2 + which) * channels + c];
+          return sum;
+        };
+        double sum = total(i);
+        if (i == 0 && a.renorm != Renorm::None) sum += shift_of(a, channels + c) * total(1);
         from_double(static_cast<P*>(gradients[i]) + c, sum);
       }
     });
@@ -38,7 +55,8 @@ inline PlaneBackwardKernels plane_backward_kernels(const PlaneBackwardCall& call
             Last::sums,
             Last::finish,
             Last::tiles,
-            parameter_gradients};
+            parameter_gradients,
+            shift_bias<Accumulator<decltype(element)>>};
   });
 }
 

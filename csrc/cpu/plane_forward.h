@@ -9,14 +9,11 @@ namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET {
 template <class A>
 void running_statistics(const PlaneForwardCall& call) {
   const PlaneNormForward& a = *call.arguments;
-  by_type(a.running_type, [&](auto element) {
-    using R = decltype(element);
-    for (int64_t c = 0; c < call.geometry.channels; ++c) {
-      static_cast<A*>(call.mean)[c] = A(to_double(static_cast<const R*>(a.running_mean) + c));
-      static_cast<A*>(call.rstd)[c] =
-          A(1 / __builtin_sqrt(to_double(static_cast<const R*>(a.running_var) + c) + a.eps));
-    }
-  });
+  for (int64_t c = 0; c < call.geometry.channels; ++c) {
+    const Running<double> running = running_of(a, c);
+    static_cast<A*>(call.mean)[c] = A(running.mean);
+    static_cast<A*>(call.rstd)[c] = A(running_rstd(a.renorm, running.var, a.eps));
+  }
 }
 
 // From the sets' moments, averaged over the slabs.
@@ -31,8 +28,11 @@ inline void update_running(const PlaneForwardCall& call, double momentum) {
       double mean = 0, variance = 0;
       for (int64_t slab = 0; slab < g.slabs; ++slab) {
         const Moments& m = call.of_sets[slab * g.channels + c];
+        const double unbiased = m.squares / (m.count > 2 ? m.count - 1 : 1);
         mean += m.mean;
-        variance += m.squares / (m.count > 2 ? m.count - 1 : 1);
+        variance += a.renorm == Renorm::None
+                        ? unbiased
+                        : running_target(a.renorm, variance_of(m), unbiased, double(a.shape.samples), a.eps);
       }
       const double share = momentum / double(g.slabs);
       from_double(running_mean + c, (1 - momentum) * to_double(running_mean + c) + share * mean);

@@ -112,12 +112,14 @@ inline int64_t slab_parts(const PlaneGeometry& g) {
 struct PlaneForwardCall {
   const PlaneNormForward* arguments;
   PlaneGeometry geometry;
-  const void *weight, *bias;  // (channels) stat
-  void *mean, *rstd;          // (sets) stat
-  Moments* of_sets;           // (sets), or null: nobody needs them
-  Moments* of_blocks;         // channels first, in phases: (sets, blocks)
-  double* of_chunks;          // channels last, in phases: (slabs, chunks, 2, channels): mean, squares
-  double* counts;             // channels last, in phases: (slabs, chunks)
+  const void* weight;   // (channels) stat
+  void* bias;           // (channels) stat; with renorm it receives what the shift adds
+  void *mean, *rstd;    // (sets) stat; with renorm rstd is (6, sets)
+  double r_max, d_max;  // with renorm, of this batch
+  Moments* of_sets;     // (sets), or null: nobody needs them
+  Moments* of_blocks;   // channels first, in phases: (sets, blocks)
+  double* of_chunks;    // channels last, in phases: (slabs, chunks, 2, channels): mean, squares
+  double* counts;       // channels last, in phases: (slabs, chunks)
 };
 
 // [begin, end) counts sets, blocks, ... of the whole call, the last in the name fastest.
@@ -159,6 +161,7 @@ struct PlaneBackwardKernels {
   void (*last_finish)(const PlaneBackwardCall&, int64_t slab, void* scratch);
   void (*last_apply)(const PlaneBackwardCall&, int64_t begin, int64_t end);  // tiles of chunks
   void (*parameters)(const PlaneBackwardCall&);                              // grad_weight, grad_bias from of_parts
+  void (*shift_bias)(const PlaneBackwardCall&);                              // with renorm: as forward did
 };
 
 struct PlaneKernels {

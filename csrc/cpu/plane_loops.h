@@ -2,6 +2,7 @@
 // and the merging of moments.
 #pragma once
 #include "../math/normalize.h"
+#include "../math/renorm.h"
 #include "common/activation.h"
 #include "common/convert.h"
 #include "plane_kernels.h"
@@ -165,13 +166,39 @@ inline Moments merge_two(const Moments& one, const Moments& next) {
           one.squares + next.squares + distance * distance * one.count * next.count / count};
 }
 
+inline double variance_of(const Moments& moments) {
+  const double variance = moments.count > 0 ? moments.squares / moments.count : 0;
+  return variance < 0 ? 0 : variance;  // a NaN stays
+}
+inline Running<double> running_of(const PlaneNormForward& a, int64_t channel) {
+  return by_type(a.running_type, [&](auto element) -> Running<double> {
+    using R = decltype(element);
+    return {to_double(static_cast<const R*>(a.running_mean) + channel),
+            to_double(static_cast<const R*>(a.running_var) + channel)};
+  });
+}
+
+// Batch Renormalization (math/renorm.h): its shift goes into the bias.
+template <class A>
+__attribute__((noinline)) void finish_renormed_set(const PlaneForwardCall& call, int64_t set, const Moments& moments) {
+  const PlaneNormForward& a = *call.arguments;
+  const double bessel = moments.count > 1 ? moments.count / (moments.count - 1) : 1;
+  const auto n =
+      renormed(a.renorm, moments.mean, variance_of(moments), bessel, running_of(a, set), a.eps, call.r_max, call.d_max);
+  const int64_t sets = call.geometry.sets();
+  const double values[renormed_values] = {n.scale, n.shift, n.of_product, n.of_sum, n.r, n.d};
+  for (int64_t i = 0; i < renormed_values; ++i) static_cast<A*>(call.rstd)[i * sets + set] = A(values[i]);
+  static_cast<A*>(call.bias)[set] += A(n.shift) * static_cast<const A*>(call.weight)[set];
+}
+
 // The last step of a set: mean and rstd from its moments.
 template <class A>
 TFN_INLINE void finish_set(const PlaneForwardCall& call, int64_t set, const Moments& moments) {
-  double variance = moments.count > 0 ? moments.squares / moments.count : 0;
-  if (variance < 0) variance = 0;  // a NaN stays
   static_cast<A*>(call.mean)[set] = A(moments.mean);
-  static_cast<A*>(call.rstd)[set] = A(1 / __builtin_sqrt(variance + call.arguments->eps));
+  if (call.arguments->renorm == Renorm::None)
+    static_cast<A*>(call.rstd)[set] = A(1 / __builtin_sqrt(variance_of(moments) + call.arguments->eps));
+  else
+    finish_renormed_set<A>(call, set, moments);
   if (call.of_sets) call.of_sets[set] = moments;
 }
 
@@ -182,7 +209,13 @@ TFN_INLINE void finish_set(const PlaneBackwardCall& call, int64_t set, const Gra
   const double rstd = double(static_cast<const A*>(call.arguments->rstd)[set]);
   const bool constant = !call.arguments->batch_statistics || count == 0;
   A* const coefficients = static_cast<A*>(call.coefficients) + 2 * set;
-  coefficients[0] = constant ? A(0) : A(-(rstd * rstd * (sums.g_centered * rstd) / count));
+  double of_product = -(rstd * rstd), of_sum = 0;
+  if (call.arguments->renorm != Renorm::None) {
+    const int64_t sets = call.geometry.sets();
+    of_product = double(static_cast<const A*>(call.arguments->rstd)[2 * sets + set]);
+    of_sum = double(static_cast<const A*>(call.arguments->rstd)[3 * sets + set]);
+  }
+  coefficients[0] = constant ? A(0) : A((of_product * (sums.g_centered * rstd) + of_sum * sums.g) / count);
   coefficients[1] = constant ? A(0) : A(-(rstd * sums.g / count));
 }
 

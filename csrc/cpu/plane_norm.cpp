@@ -10,8 +10,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <vector>
 
+#include "../math/renorm.h"
 #include "common/parallel.h"
 #include "plane_kernels.h"
 
@@ -58,9 +60,10 @@ double weight_of(double momentum, int64_t* batches) {
   return momentum >= 0 ? momentum : batches ? 1 / double(*batches) : 1;
 }
 
-const void* widened(const void* parameter, DType type, DType stat, int64_t channels, double fill,
-                    Workspace& workspace) {
-  if (parameter && type == stat) return parameter;
+// Itself where it is of that type, and no copy is wanted.
+const void* widened(const void* parameter, DType type, DType stat, int64_t channels, double fill, Workspace& workspace,
+                    bool copy = false) {
+  if (parameter && type == stat && !copy) return parameter;
   void* const to = workspace.take(channels * size_of(stat));
   if (to) plane_kernels().widen(to, stat, parameter, type, channels, fill);
   return to;
@@ -76,9 +79,13 @@ PlaneForwardCall prepare(const PlaneNormForward& a, Sets sets, Workspace& worksp
   g = geometry_of(sets, a.shape);
   const int64_t of_sets = g.sets() * size_of(stat);
   call.weight = widened(a.weight, a.param_type, stat, g.channels, 1, workspace);
-  call.bias = widened(a.bias, a.param_type, stat, g.channels, 0, workspace);
+  const bool renorm = a.renorm != Renorm::None && a.batch_statistics;
+  call.bias = const_cast<void*>(widened(a.bias, a.param_type, stat, g.channels, 0, workspace, renorm));
   call.mean = a.mean ? a.mean : workspace.take(of_sets);
-  call.rstd = a.rstd ? a.rstd : workspace.take(of_sets);
+  call.rstd = a.rstd ? a.rstd : workspace.take(renorm ? renormed_values * of_sets : of_sets);
+  const double batches = a.batches ? double(*a.batches) : std::numeric_limits<double>::infinity();
+  call.r_max = bound_at(batches, 1.0, a.bounds.r_max, a.bounds.r_begin, a.bounds.r_end);
+  call.d_max = bound_at(batches, 0.0, a.bounds.d_max, a.bounds.d_begin, a.bounds.d_end);
   if (!a.batch_statistics) return call;
   if (a.running_mean) call.of_sets = workspace.take<Moments>(g.sets() * int64_t(sizeof(Moments)));
   if (!in_phases(g, channels_first(a))) return call;
@@ -137,7 +144,7 @@ PlaneBackwardCall prepare(const PlaneNormBackward& a, Sets sets, Workspace& work
   call.apply = a.grad_x || a.grad_residual;
   call.sums = a.grad_weight || a.grad_bias || (a.grad_x && a.batch_statistics);
   call.weight = widened(a.weight, a.param_type, stat, g.channels, 1, workspace);
-  call.bias = widened(a.bias, a.param_type, stat, g.channels, 0, workspace);
+  call.bias = widened(a.bias, a.param_type, stat, g.channels, 0, workspace, a.renorm != Renorm::None);
   call.coefficients = workspace.take(g.sets() * 2 * size_of(stat));
   call.counts = workspace.take<double>(g.slabs * 8);
   call.of_parts = workspace.take<double>(slab_parts(g) * 2 * g.channels * 8);
@@ -213,7 +220,7 @@ void plane_norm_forward(const PlaneNormForward& a, Sets sets, Stream) {
     forward_last(call, kernels);
   }
   if (!a.batch_statistics) return;
-  const double momentum = weight_of(a.momentum, a.batches);
+  const double momentum = a.renorm == Renorm::None ? weight_of(a.momentum, a.batches) : a.momentum;
   if (a.running_mean && !nothing_to_read(a)) kernels.update_running(call, momentum);  // as torch: nothing seen, kept
 }
 
@@ -228,6 +235,7 @@ void plane_norm_backward(const PlaneNormBackward& a, Sets sets, Stream) {
   const PlaneBackwardCall call = prepare(a, sets, workspace);
   const PlaneBackwardKernels kernels = plane_kernels().backward(call);
   const PlaneGeometry& g = call.geometry;
+  if (a.renorm != Renorm::None) kernels.shift_bias(call);
   count(call, call.counts);
   if (!a.batch_statistics) std::memset(call.coefficients, 0, size_t(g.sets() * 2 * size_of(accumulator_of(a.type))));
   if (nothing_to_read(a))

@@ -59,6 +59,7 @@ void plane_norm_backward(const PlaneNormBackward& a, Sets sets, Stream stream) {
     arguments.table = space.table > 0 ? reinterpret_cast<Entry<A>*>(workspace) : nullptr;
     arguments.activation = a.activation;
     arguments.batch_statistics = a.batch_statistics;
+    arguments.renorm = a.renorm;
     arguments.grad_y = a.grad_y;
     arguments.mean = static_cast<const A*>(a.mean);
     arguments.rstd = static_cast<const A*>(a.rstd);

@@ -40,7 +40,9 @@ template <class A>
 __device__ __forceinline__ void store_parameter_gradients(const PlaneBackwardArguments<A>& a, int64_t channel,
                                                           const Entry<A>& e) {
   if (a.grad_bias != nullptr) store_channel(a.grad_bias, a.param_type, channel, e.first);
-  if (a.grad_weight != nullptr) store_channel(a.grad_weight, a.param_type, channel, e.second);
+  A of_weight = e.second;
+  if (a.renorm != Renorm::None) of_weight += load_cached(a.rstd + a.geometry.set_count + channel) * e.first;
+  if (a.grad_weight != nullptr) store_channel(a.grad_weight, a.param_type, channel, of_weight);
 }
 
 template <class A>
@@ -98,7 +100,10 @@ struct PlaneBackward {
     Coefficients<A, 1> c = {};
     c.mean[0] = load_cached(a.mean + set);
     c.scale[0] = load_cached(a.rstd + set) * a.weight.at(channel, A(1));
-    if (a.activation != Activation::None) c.bias[0] = a.bias.at(channel, A(0));
+    if (a.activation != Activation::None) {
+      c.bias[0] = a.bias.at(channel, A(0));
+      if (a.renorm != Renorm::None) c.bias[0] += load_cached(a.rstd + g.set_count + set) * a.weight.at(channel, A(1));
+    }
     return c;
   }
   // With what the set's sums make of it. `local_set` counts from `first_set`.
@@ -114,6 +119,10 @@ struct PlaneBackward {
     }
     const A rstd = load_cached(a.rstd + first_set + local_set);
     c.slope[0] = -rstd * rstd * mean_g_x_hat, c.offset[0] = -rstd * mean_g;
+    if (a.renorm != Renorm::None) {
+      const A* const of_product = a.rstd + 2 * g.set_count + first_set + local_set;
+      c.slope[0] = load_cached(of_product) * mean_g_x_hat + load_cached(of_product + g.set_count) * mean_g;
+    }
     return c;
   }
 

@@ -25,7 +25,9 @@ struct Space {
 Space space_of(const PlaneNormForward& a, Sets sets, const PlanePlan& plan) {
   if (plan.team == Team::Cluster || !a.batch_statistics) return {0, 0, 0};
   const int64_t size = size_of(accumulator_of(a.type)), count = sets_of(sets, a.shape);
-  return {round_up(plan.entries * entry_values * size), a.mean == nullptr ? round_up(2 * count * size) : 0,
+  const int64_t statistics =
+      a.mean == nullptr ? (a.renorm == Renorm::None ? 2 : 1 + renormed_values) * count * size : 0;
+  return {round_up(plan.entries * entry_values * size), round_up(statistics),
           sets == Sets::Instance && a.running_mean != nullptr ? count * size : 0};
 }
 
@@ -67,6 +69,8 @@ void plane_norm_forward(const PlaneNormForward& a, Sets sets, Stream stream) {
     arguments.batches = a.batch_statistics ? a.batches : nullptr;
     arguments.eps = A(a.eps);
     arguments.momentum = A(a.momentum);
+    arguments.renorm = a.renorm;
+    arguments.bounds = a.bounds;
     launch(plane_forward<T, decltype(layout)::value, decltype(team)::value>, plane_config(plan, "plane_forward"),
            static_cast<cudaStream_t>(stream), arguments);
   });

@@ -22,6 +22,7 @@ struct PlaneForwardArguments : PlaneArguments<A> {
   DType running_type;
   int64_t* batches;
   A eps, momentum;  // momentum negative: cumulative average
+  RenormBounds bounds;
 };
 
 // Sums over what shares a piece, for the pieces of all slots at once. `joint`: all slots are one piece's.
@@ -170,24 +171,52 @@ struct PlaneForward {
   __device__ __forceinline__ A factor() const {
     return a.momentum >= A(0) ? a.momentum : quotient(A(1), A(load_written(a.batches) + 1));
   }
-  __device__ __forceinline__ void update(int64_t channel, A mean, A variance) const {
-    const ChannelValues old_mean{a.running_mean, a.running_type}, old_var{a.running_var, a.running_type};
-    const A f = factor(), rest = A(1) - f;
-    store_channel(a.running_mean, a.running_type, channel, rest * old_mean.at(channel, A(0)) + f * mean);
-    store_channel(a.running_var, a.running_type, channel, rest * old_var.at(channel, A(0)) + f * variance);
+  __device__ __forceinline__ A r_max() const {
+    const RenormBounds& b = a.bounds;
+    return A(a.batches == nullptr ? b.r_max
+                                  : bound_at(double(load_written(a.batches)), A(1), b.r_max, b.r_begin, b.r_end));
   }
-  // e: the set's moments; returns them with rstd in second place.
-  __device__ __forceinline__ Entry<A> finish_set(int64_t set, Entry<A> e, bool write) const {
-    const A inverse = e.count > A(0) ? quotient(A(1), e.count) : A(0);
-    const A rstd = inverse_sqrt(e.second * inverse + a.eps);
+  __device__ __forceinline__ A d_max() const {
+    const RenormBounds& b = a.bounds;
+    return A(a.batches == nullptr ? b.d_max
+                                  : bound_at(double(load_written(a.batches)), A(0), b.d_max, b.d_begin, b.d_end));
+  }
+  __device__ __forceinline__ void raise_batches() const {
+    if (a.batches != nullptr && a.renorm == Renorm::None && blockIdx.x == 0 && threadIdx.x == 0)
+      store(a.batches, load_written(a.batches) + 1);
+  }
+  __device__ __forceinline__ Running<A> running(int64_t channel) const {
+    const ChannelValues mean{a.running_mean, a.running_type}, variance{a.running_var, a.running_type};
+    return {mean.at(channel, A(0)), variance.at(channel, A(1))};
+  }
+  __device__ __forceinline__ void update(int64_t channel, Running<A> before, A mean, A variance) const {
+    const A f = factor(), rest = A(1) - f;
+    store_channel(a.running_mean, a.running_type, channel, rest * before.mean + f * mean);
+    store_channel(a.running_var, a.running_type, channel, rest * before.var + f * variance);
+  }
+  // e: the set's moments; returns them with rstd in second place. before: of Sets::Batch, if they are wanted.
+  __device__ __forceinline__ Entry<A> finish_set(int64_t set, Running<A> before, Entry<A> e, bool write) const {
+    const A inverse = e.count > A(0) ? quotient(A(1), e.count) : A(0), var = e.second * inverse;
+    const A unbiased = quotient(e.second, e.count > A(1) ? e.count - A(1) : A(1));
+    Renormed<A> n{inverse_sqrt(var + a.eps)};
+    A target = unbiased;
+    if (a.renorm != Renorm::None) {
+      const A bessel = e.count > A(1) ? quotient(e.count, e.count - A(1)) : A(1);
+      n = renormed(a.renorm, e.first, var, bessel, before, a.eps, r_max(), d_max());
+      target = running_target(a.renorm, var, unbiased, A(g.samples), a.eps);
+    }
     if (write) {
       if (a.mean != nullptr) store(a.mean + set, e.first);
-      if (a.rstd != nullptr) store(a.rstd + set, rstd);
-      const A unbiased = quotient(e.second, e.count > A(1) ? e.count - A(1) : A(1));
+      if (a.rstd != nullptr) store(a.rstd + set, n.scale);
+      if (a.rstd != nullptr && a.renorm != Renorm::None) {
+        const A rest[renormed_values - 1] = {n.shift, n.of_product, n.of_sum, n.r, n.d};
+#pragma unroll
+        for (int i = 0; i < renormed_values - 1; ++i) store(a.rstd + (i + 1) * g.set_count + set, rest[i]);
+      }
       if (a.variance != nullptr) store(a.variance + set, unbiased);
-      if (a.running_mean != nullptr && g.sets == Sets::Batch && !g.empty) update(set, e.first, unbiased);
+      if (a.running_mean != nullptr && g.sets == Sets::Batch && !g.empty) update(set, before, e.first, target);
     }
-    e.second = rstd;
+    e.second = n.scale, e.shift = n.shift;
     return e;
   }
 
@@ -195,17 +224,18 @@ struct PlaneForward {
 
   __device__ __forceinline__ Coefficients<A, 1> coefficients(int set, int channel) const {
     Coefficients<A, 1> c = {};
-    A rstd;
+    A rstd, shift = A(0);
     if (!a.batch_statistics) {
-      const ChannelValues mean{a.running_mean, a.running_type}, variance{a.running_var, a.running_type};
-      c.mean[0] = mean.at(channel, A(0));
-      rstd = inverse_sqrt(variance.at(channel, A(0)) + a.eps);
+      const Running<A> statistics = running(channel);
+      c.mean[0] = statistics.mean, rstd = running_rstd(a.renorm, statistics.var, a.eps);
     } else if (TEAM == Team::Cluster) {
-      c.mean[0] = shared.sets[set].first, rstd = shared.sets[set].second;
+      c.mean[0] = shared.sets[set].first, rstd = shared.sets[set].second, shift = shared.sets[set].shift;
     } else {
       c.mean[0] = load_written(a.mean + set), rstd = load_written(a.rstd + set);
+      if (a.renorm != Renorm::None) shift = load_written(a.rstd + g.set_count + set);
     }
-    c.scale[0] = rstd * a.weight.at(channel, A(1)), c.bias[0] = a.bias.at(channel, A(0));
+    const A weight = a.weight.at(channel, A(1));
+    c.scale[0] = rstd * weight, c.bias[0] = a.bias.at(channel, A(0)) + shift * weight;
     return c;
   }
 
@@ -278,9 +308,17 @@ __global__ void __launch_bounds__(TEAM == Team::Cluster ? cluster_team_threads :
       const Slab<T, LAYOUT, TEAM> slab(g, task, Cluster::rank());
       forward.moments(slab, 0);
       const unsigned sets = unsigned(slab.sets(task));
+      // Read by every block of a cluster before combine_cluster's barrier, written by the first one after it. (A task
+      // of several blocks has fewer sets than a block has threads.)
+      const bool moves = a.running_mean != nullptr;
+      Running<A> before{};
+      if (moves && threadIdx.x < sets) before = forward.running(slab.first_set(task) + threadIdx.x);
       combine_cluster<T>(g, LAYOUT, shared, slab.entries(), sets, MergeMoments(), as_is);
-      for (unsigned set = threadIdx.x; set < sets; set += blockDim.x)
-        shared.sets[set] = forward.finish_set(slab.first_set(task) + set, shared.sets[set], Cluster::rank() == 0);
+      for (unsigned set = threadIdx.x; set < sets; set += blockDim.x) {
+        if (moves && set != threadIdx.x) before = forward.running(slab.first_set(task) + set);
+        shared.sets[set] =
+            forward.finish_set(slab.first_set(task) + set, before, shared.sets[set], Cluster::rank() == 0);
+      }
       __syncthreads();
       forward.apply(slab, 0);
       // The next task writes what this one reads, and a block must not end while a peer writes to it.
@@ -290,7 +328,7 @@ __global__ void __launch_bounds__(TEAM == Team::Cluster ? cluster_team_threads :
         __syncthreads();
       }
     }
-    if (a.batches != nullptr && blockIdx.x == 0 && threadIdx.x == 0) store(a.batches, load_written(a.batches) + 1);
+    forward.raise_batches();
   } else {
     const int64_t mine = (unsigned(g.slabs) - blockIdx.x + gridDim.x - 1) / gridDim.x;
     if (a.batch_statistics) {
@@ -298,8 +336,10 @@ __global__ void __launch_bounds__(TEAM == Team::Cluster ? cluster_team_threads :
         forward.moments(Slab<T, LAYOUT, TEAM>(g, 0, blockIdx.x + i * gridDim.x), int(i * g.rounds));
       cooperative_groups::this_grid().sync();
       const auto range = [&](int64_t set) { return entries_of(g, LAYOUT, g.sets, set); };
-      combine_grid<A>(a.table, g.set_count, range, MergeMoments(), as_is,
-                      [&](int64_t set, const Entry<A>& e) { forward.finish_set(set, e, true); });
+      combine_grid<A>(a.table, g.set_count, range, MergeMoments(), as_is, [&](int64_t set, const Entry<A>& e) {
+        const bool moves = a.running_mean != nullptr && g.sets == Sets::Batch;
+        forward.finish_set(set, moves ? forward.running(set) : Running<A>{}, e, true);
+      });
       cooperative_groups::this_grid().sync();
       if (a.variance != nullptr && !g.empty) {  // running statistics average over the samples
         for (unsigned c = blockIdx.x * blockDim.x + threadIdx.x; c < unsigned(g.channels);
@@ -309,15 +349,15 @@ __global__ void __launch_bounds__(TEAM == Team::Cluster ? cluster_team_threads :
             mean += load_written(a.mean + n * g.channels + c);
             variance += load_written(a.variance + n * g.channels + c);
           }
-          forward.update(c, quotient(mean, A(g.samples)), quotient(variance, A(g.samples)));
+          forward.update(c, forward.running(c), quotient(mean, A(g.samples)), quotient(variance, A(g.samples)));
         }
       }
-      if (a.batches != nullptr && blockIdx.x == 0 && threadIdx.x == 0) store(a.batches, load_written(a.batches) + 1);
+      forward.raise_batches();
     } else if (a.mean != nullptr) {
       for (unsigned c = blockIdx.x * blockDim.x + threadIdx.x; c < unsigned(g.channels); c += gridDim.x * blockDim.x) {
-        const ChannelValues mean{a.running_mean, a.running_type}, variance{a.running_var, a.running_type};
-        store(a.mean + c, mean.at(c, A(0)));
-        store(a.rstd + c, inverse_sqrt(variance.at(c, A(0)) + a.eps));
+        const Running<A> statistics = forward.running(c);
+        store(a.mean + c, statistics.mean);
+        store(a.rstd + c, running_rstd(a.renorm, statistics.var, a.eps));
       }
     }
     for (int64_t i = mine - 1; i >= 0; --i)

@@ -21,6 +21,7 @@
 #include "../math/activation.h"
 #include "../math/divisor.h"
 #include "../math/normalize.h"
+#include "../math/renorm.h"
 #include "common/reduce.cuh"
 #include "common/vector_access.cuh"
 #include "plane_tiles.h"
@@ -28,10 +29,11 @@
 
 namespace torchfastnorm::cuda {
 
-// Forward: first = mean, second = sum of squared deviations. Backward: sum(g), sum(g * x_hat).
+// Forward: first = mean, second = sum of squared deviations; of a finished set rstd, and with renorm the shift of
+// x_hat. Backward: sum(g), sum(g * x_hat).
 template <class A>
 struct alignas(16) Entry {
-  A count, first, second, unused;
+  A count, first, second, shift;
 };
 // In global memory, 16 bytes at a time.
 template <class A>
@@ -98,6 +100,7 @@ struct PlaneArguments {
   Entry<A>* table;  // one for each piece (sample, channel, chunk) or (domain, chunk, channel); null: not wanted
   Activation activation;
   bool batch_statistics;
+  Renorm renorm;
 };
 
 // ---- where things are

@@ -2,6 +2,7 @@
 // and Python drive the CPU code, the CUDA code, and (in tests) the CUDA code executed on the CPU.
 #pragma once
 #include "batch_norm.h"
+#include "batch_renorm.h"
 #include "group_norm.h"
 #include "instance_norm.h"
 #include "layer_norm.h"
@@ -21,6 +22,10 @@ struct Backend {
   decltype(&cpu::batch_norm_forward) batch_norm_forward;
   decltype(&cpu::batch_norm_backward_workspace) batch_norm_backward_workspace;
   decltype(&cpu::batch_norm_backward) batch_norm_backward;
+  decltype(&cpu::batch_renorm_forward_workspace) batch_renorm_forward_workspace;
+  decltype(&cpu::batch_renorm_forward) batch_renorm_forward;
+  decltype(&cpu::batch_renorm_backward_workspace) batch_renorm_backward_workspace;
+  decltype(&cpu::batch_renorm_backward) batch_renorm_backward;
   decltype(&cpu::group_norm_forward_workspace) group_norm_forward_workspace;
   decltype(&cpu::group_norm_forward) group_norm_forward;
   decltype(&cpu::group_norm_backward_workspace) group_norm_backward_workspace;

@@ -25,6 +25,16 @@
 namespace torchfastnorm {
 
 enum class Sets : int8_t { Batch, Group, Instance };
+
+// Sets::Batch: batch statistics corrected towards the running ones, in the arithmetic of the paper or of a package
+// (batch_renorm.h, math/renorm.h). x_hat is then (x - mean) * scale + shift.
+enum class Renorm : int8_t { None, Paper, TorchRl, Ludvb, Sb3 };
+
+// r_max and d_max, reached by a line that begins with 1 and 0 at batch `begin` and ends at batch `end`.
+struct RenormBounds {
+  double r_max, d_max;
+  double r_begin, r_end, d_begin, d_end;
+};
 enum class Layout : int8_t {
   ChannelsFirst,
   ChannelsLast
@@ -44,15 +54,19 @@ struct PlaneNormForward {
   const uint8_t* mask;   // (samples, spatial), 1 counts, 0 does not; or null: all count
   void* y;               // type
   void* mean;            // (sets) stat, or null: not wanted
-  void* rstd;            // (sets) stat, null exactly when mean is
+  void* rstd;            // (sets) stat, null exactly when mean is. With renorm and batch_statistics (6, sets): what
+                         // math/renorm.h makes, in its order
   void* running_mean;    // (channels) running_type, or null; updated if batch_statistics, else read
   void* running_var;     // null exactly when running_mean is; biased by the number of elements minus one
-  int64_t* batches;      // null, or the number of batches seen so far: raised by one if batch_statistics
+  int64_t* batches;      // null, or the number of batches seen so far: raised by one if batch_statistics; with renorm
+                         // read only (null: the bounds' ends)
   void* workspace;       // <op>_forward_workspace(these arguments) bytes, aligned to 16; need not be cleared
   PlaneShape shape;
   double eps;
-  double momentum;  // negative: 1 / batches, counted with this one (cumulative average)
+  double momentum;      // negative: 1 / batches, counted with this one (cumulative average)
+  RenormBounds bounds;  // with renorm, which needs running_mean
   bool batch_statistics;
+  Renorm renorm;
   Activation activation;
   DType type, param_type, running_type;
 };
@@ -73,6 +87,7 @@ struct PlaneNormBackward {
   void* workspace;       // <op>_backward_workspace(these arguments) bytes, aligned to 16; need not be cleared
   PlaneShape shape;
   bool batch_statistics;
+  Renorm renorm;  // None without batch_statistics
   Activation activation;
   DType type, param_type;
 };

@@ -23,6 +23,9 @@ Activation = Literal["none", "relu", "leaky_relu", "elu", "silu", "gelu", "gelu_
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 
 
+RENORMED_VALUES = 6  # csrc/math/renorm.h
+
+
 class Sets(IntEnum):
     """Which planes are normalized together (csrc/interface/plane_norm.h)."""
 
@@ -80,7 +83,18 @@ def _check(sets: int, arguments: dict[str, Any]) -> None:
         arguments.get("momentum", 0.0),
         arguments["eps"],
         arguments["activation"],
+        *_renorm_of(arguments),
     )
+
+
+BOUNDS = ("r_max", "d_max", "r_begin", "r_end", "d_begin", "d_end")
+
+
+def _renorm_of(arguments: dict[str, Any]) -> tuple[str, Sequence[float]]:
+    """Of BatchRenorm's public op or of the inner one; of other ops what stands for none."""
+    if "dialect" in arguments:
+        return arguments["dialect"], [arguments[name] for name in BOUNDS]
+    return arguments.get("renorm", "none"), arguments.get("bounds", [0.0] * len(BOUNDS))
 
 
 def _names(name: str) -> list[str]:
@@ -112,7 +126,9 @@ def _register_inner_fakes() -> None:
             count = input.shape[0] * (arguments["groups"] if sets == Sets.GROUP else count)
         dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
         mean = torch.empty((count,), dtype=dtype, device=input.device)
-        return torch.empty_like(_dense(input)), mean, torch.empty_like(mean)
+        corrects = arguments["renorm"] != "none" and arguments["batch_statistics"]
+        rstd = mean.new_empty((RENORMED_VALUES * count if corrects else count,))
+        return torch.empty_like(_dense(input)), mean, rstd
 
     torch.library.register_fake("torchfastnorm::plane_norm_forward")(forward)
     torch.library.register_fake("torchfastnorm::plane_norm_forward_with_update")(forward)

@@ -53,10 +53,21 @@ def apply(
     residual: Tensor | None,
 ) -> Tensor:
     """activation((x - mean) / sqrt(variance + eps) * weight + bias + residual), 0 where mask does not count."""
-    shape = (1, -1) + (1,) * (x.dim() - 2)
-    y = (x - mean) * torch.rsqrt(variance + eps)
-    y = y if weight is None else y * weight.to(x.dtype).view(shape)
-    y = y if bias is None else y + bias.to(x.dtype).view(shape)
+    return follow((x - mean) * torch.rsqrt(variance + eps), weight, bias, activation, mask, residual)
+
+
+def follow(
+    x_hat: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    activation: str,
+    mask: Tensor | None,
+    residual: Tensor | None,
+) -> Tensor:
+    """activation(x_hat * weight + bias + residual), 0 where mask does not count."""
+    shape, y = (1, -1) + (1,) * (x_hat.dim() - 2), x_hat
+    y = y if weight is None else y * weight.to(y.dtype).view(shape)
+    y = y if bias is None else y + bias.to(y.dtype).view(shape)
     y = y if residual is None else y + residual
     y = ACTIVATIONS[activation](y)
     return y if mask is None else y.masked_fill(~mask, 0)

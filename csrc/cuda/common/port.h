@@ -168,14 +168,4 @@ __device__ __forceinline__ int recomputed(int v) {
   return v;
 }
 
-// 1 / sqrt(v), correctly rounded in single precision.
-__device__ __forceinline__ float inverse_sqrt(float v) {
-#if defined(TORCHFASTNORM_SIM)
-  return float(1.0 / std::sqrt(double(v)));
-#else
-  return __frsqrt_rn(v);
-#endif
-}
-__device__ __forceinline__ double inverse_sqrt(double v) { return 1.0 / sqrt(v); }
-
 }  // namespace torchfastnorm::cuda

@@ -1,0 +1,80 @@
+// Batch Renormalization (Ioffe 2017, arXiv 1702.03275) and its dialects: what a set's moments and the running
+// statistics make of x. r and d are constants to the gradient.
+//
+//   r = clamp(sigma / sigma_run, 1 / r_max, r_max)         d = clamp((mean - running_mean) / sigma_run, -d_max, d_max)
+//
+//   Paper, TorchRl   x_hat = (x - mean) / sigma * r + d     sigma = sqrt(var + eps)           sigma_run =
+//   sqrt(running_var + eps) Ludvb            the same                               sigma = sqrt(var) + eps sigma_run =
+//   running_var, a deviation Sb3              x_hat = (x - mean + d * s / r) / sqrt(s^2 / r^2 + eps)      s^2 = var * n
+//   / (n - 1),  sigma = sqrt(s^2 + eps)
+//
+// T is float or double.
+#pragma once
+#include "../interface/plane_norm.h"
+#include "host_device.h"
+
+namespace torchfastnorm {
+
+// x_hat = (x - mean) * scale + shift. What the variance in scale and shift adds to grad_x:
+//   (x - mean) * (of_product * mean(g * (x - mean) * scale) + of_sum * mean(g))
+template <class T>
+struct Renormed {
+  T scale, shift, of_product, of_sum, r, d;
+};
+constexpr int renormed_values = 6;
+
+template <class T>
+struct Running {
+  T mean, var;
+};
+
+template <class T>
+TFN_HOST_DEVICE T clamp(T value, T low, T high) {
+  return value < low ? low : value > high ? high : value;  // a NaN stays
+}
+
+// 1 / sigma_run
+template <class T>
+TFN_HOST_DEVICE T running_rstd(Renorm dialect, T var, T eps) {
+  return dialect == Renorm::Ludvb ? quotient(T(1), var) : inverse_sqrt(var + eps);
+}
+
+// The bound `most` after `batches` batches.
+template <class T>
+TFN_HOST_DEVICE T bound_at(double batches, T least, double most, double begin, double end) {
+  if (batches >= end) return T(most);
+  return batches <= begin ? least : least + T(most - double(least)) * quotient(T(batches - begin), T(end - begin));
+}
+
+// var: biased; bessel: n / (n - 1)
+template <class T>
+TFN_HOST_DEVICE Renormed<T> renormed(Renorm dialect, T mean, T var, T bessel, Running<T> running, T eps, T r_max,
+                                     T d_max) {
+  const T of_running = running_rstd(dialect, running.var, eps), least = quotient(T(1), r_max);
+  const T d = clamp((mean - running.mean) * of_running, -d_max, d_max);
+  if (dialect == Renorm::Sb3) {
+    const T square = var * bessel, inverse = square > T(0) ? inverse_sqrt(square) : T(0);
+    const T r = clamp(quotient(of_running, inverse_sqrt(square + eps)), least, r_max);
+    const T of_r = quotient(T(1), r), scale = inverse_sqrt(square * of_r * of_r + eps);
+    const T slope = scale * scale * of_r * of_r;
+    return {scale,
+            d * of_r * square * inverse * scale,
+            -bessel * slope,
+            bessel * d * of_r * scale * (inverse - square * inverse * slope),
+            r,
+            d};
+  }
+  const T inverse = dialect == Renorm::Ludvb && var > T(0) ? inverse_sqrt(var) : T(0);  // 1 / the deviation
+  const T rstd = dialect == Renorm::Ludvb ? quotient(T(1), var * inverse + eps) : inverse_sqrt(var + eps);
+  const T r = clamp(quotient(of_running, rstd), least, r_max);
+  return {r * rstd, d, dialect == Renorm::Ludvb ? -rstd * inverse : -rstd * rstd, T(0), r, d};
+}
+
+// What running_var moves to. samples: of the batch.
+template <class T>
+TFN_HOST_DEVICE T running_target(Renorm dialect, T var, T unbiased, T samples, T eps) {
+  if (dialect == Renorm::Ludvb) return var > T(0) ? var * inverse_sqrt(var) + eps : eps;
+  return dialect == Renorm::TorchRl ? var * quotient(samples, samples > T(1) ? samples - T(1) : T(1)) : unbiased;
+}
+
+}  // namespace torchfastnorm
