@@ -146,6 +146,8 @@ struct PlaneBackwardCall {
   GradientSums* of_blocks;    // channels first, in phases: (slabs, channels, blocks)
   double* of_chunks;          // channels last, in phases: (slabs, chunks, 2, channels): sums of g * (x - mean), g
   bool sums, apply;           // are the sums needed; is grad_x or grad_residual
+  bool keeps_g;               // the sums' pass writes g into grad_residual, and apply reads it there: with a ReLU g is
+                              // grad_y or 0, which no type rounds, and neither residual nor activation is needed again
 };
 
 struct PlaneBackwardKernels {

@@ -134,15 +134,18 @@ struct ShortBackward {
     const int64_t offset = tile.channels.begin * g.spatial;
     const T *const grad_y = static_cast<const T*>(a.grad_y) + offset, *const x = static_cast<const T*>(a.x) + offset;
     const T* const residual = a.residual ? static_cast<const T*>(a.residual) + offset : nullptr;
+    T* const kept = call.keeps_g ? static_cast<T*>(a.grad_residual) + offset : nullptr;
     const int64_t ahead = g.channels * g.spatial * int64_t(sizeof(T));
     sum_tile<T>(g, g.slab_samples, tile.channels.end - tile.channels.begin, totals,
-                [&, grad_y, x, residual, ahead](int64_t i, int64_t channel, auto lanes, Vector<A>* s)
+                [&, grad_y, x, residual, kept, ahead](int64_t i, int64_t channel, auto lanes, Vector<A>* s)
                     __attribute__((always_inline)) {
                       fetch_to_read(grad_y + i, ahead, lanes);
                       fetch_to_read(x + i, ahead, lanes);
                       const Vector<A> d = load(x + i, lanes) - tile.mean[channel];
                       const Vector<A> g = gradient<FOLLOW, A>(grad_y, residual, d, splat(tile.scale[channel]),
                                                               splat(tile.bias[channel]), a.activation, i, lanes);
+                      if constexpr (FOLLOW == Follow::Relu)
+                        if (kept) store(kept + i, g, lanes);
                       s[0] += g;
                       s[1] += g * d;
                     });
@@ -155,11 +158,11 @@ struct ShortBackward {
     for (int64_t sample = g.slab_samples - 1; sample >= 0; --sample)
       for (int64_t channel = tile.channels.begin; channel < tile.channels.end; ++channel) {
         const int64_t offset = (sample * g.channels + channel) * g.spatial, i = channel - tile.channels.begin;
-        const T *const grad_y = static_cast<const T*>(a.grad_y) + offset, *const x =
-                                                                              static_cast<const T*>(a.x) + offset;
+        const T* const grad_y = static_cast<const T*>(call.keeps_g ? a.grad_residual : a.grad_y) + offset;
+        const T* const x = static_cast<const T*>(a.x) + offset;
         const T* const residual = a.residual ? static_cast<const T*>(a.residual) + offset : nullptr;
         T* const grad_x = a.grad_x ? static_cast<T*>(a.grad_x) + offset : nullptr;
-        T* const grad_residual = a.grad_residual ? static_cast<T*>(a.grad_residual) + offset : nullptr;
+        T* const grad_residual = a.grad_residual && !call.keeps_g ? static_cast<T*>(a.grad_residual) + offset : nullptr;
         const A* const coefficients = static_cast<const A*>(call.coefficients) + 2 * channel;
         const Vector<A> mean = splat(tile.mean[i]), scale = splat(tile.scale[i]), bias = splat(tile.bias[i]);
         const Vector<A> of_d = splat(coefficients[0]), constant = splat(coefficients[1]);
@@ -181,9 +184,10 @@ struct ShortBackward {
   static void sets(const Call& call, int64_t begin, int64_t end) {
     const PlaneNormBackward& a = *call.arguments;
     const double count = call.counts[0];
-    const Kernels kernels = by_follow(follow_of(a), [](auto follow) -> Kernels {
+    Kernels kernels = by_follow(follow_of(a), [](auto follow) -> Kernels {
       return {sums<decltype(follow)::value>, apply<decltype(follow)::value>};
     });
+    if (call.keeps_g) kernels.apply = apply<Follow::Nothing>;
     for (int64_t first = begin; first < end; first += kShortTile) {
       Tile tile{{first, first + kShortTile < end ? first + kShortTile : end}, {}, {}, {}};
       double totals[kShortTile][2] = {};
