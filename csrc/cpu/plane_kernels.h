@@ -77,7 +77,7 @@ inline PlaneBlock block_of(const Planes& planes, const Cut& cut, int64_t spatial
 
 // Planes of a batch this short are taken by tiles of channels (plane_short.h), never in phases.
 inline bool short_planes(const PlaneGeometry& g, const uint8_t* mask) {
-  return g.batch && !mask && g.spatial <= 64 && g.channels >= 32;
+  return g.batch && !mask && g.spatial <= 256 && g.channels >= 32;
 }
 
 // ---- channels last
