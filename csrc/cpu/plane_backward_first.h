@@ -4,9 +4,9 @@
 //      finish   of a set, over its channels: the two means as coefficients;  sums of grad_weight and grad_bias
 //      apply    grad_x = rstd * weight * g + of_d * (x - mean) + constant,  grad_residual = g
 //
-// g is formed twice, from grad_y, and where an activation follows from x, its statistics and residual. Memory: as
-// forward, with grad_y read beside x. With constant statistics nothing is averaged, a block is applied from the
-// first-level cache.
+// g is formed twice, from grad_y, and where an activation follows from x, its statistics and residual, or kept in
+// between (keeps_g). Memory: as forward, with grad_y read beside x. With constant statistics nothing is averaged, a
+// block is applied from the first-level cache.
 #pragma once
 #include "plane_loops.h"
 
@@ -46,6 +46,7 @@ struct FirstBackward {
     const int64_t ahead = scattered ? call.geometry.spatial * int64_t(sizeof(T)) : kReadAhead;
     const T* const grad_x =
         to_next && call.arguments->grad_x ? static_cast<const T*>(call.arguments->grad_x) + block.begin : nullptr;
+    T* const kept = call.keeps_g ? static_cast<T*>(call.arguments->grad_residual) + block.begin : nullptr;
     double totals[2];
     sum_segments<T>(block.segments, block.count, totals,
                     [=, &from](int64_t segment, int64_t c, auto lanes, Vector<A>* s) __attribute__((always_inline)) {
@@ -55,6 +56,7 @@ struct FirstBackward {
                       } else {
                         fetch_to_read(from.grad_y + i, ahead, lanes);
                         fetch_to_read(from.x + i, ahead, lanes);
+                        if (from.residual) fetch_to_read(from.residual + i, ahead, lanes);
                       }
                       Vector<A> d = load(from.x + i, lanes) - mean;
                       Vector<A> g =
@@ -63,6 +65,11 @@ struct FirstBackward {
                         if (from.mask) {
                           g = counted<A>(from.mask + segment * mask_stride + c, g, lanes);
                           d = counted<A>(from.mask + segment * mask_stride + c, d, lanes);
+                        }
+                      if constexpr (FOLLOW == Follow::Relu)
+                        if (kept) {
+                          fetch_to_write(kept + i, kWriteAhead, lanes);
+                          store(kept + i, g, lanes);
                         }
                       s[0] += g;
                       s[1] += g * d;
@@ -80,15 +87,19 @@ struct FirstBackward {
     const Vector<A> of_d = splat(coefficients[0]), constant = splat(coefficients[1]);
     for (int64_t segment = block.segments - 1; segment >= 0; --segment) {
       const int64_t skipped = segment * block.stride;
-      const T *const x = all.x + skipped, *const grad_y = all.grad_y + skipped;
+      const T *const x = all.x + skipped, *const next_grad_y = all.grad_y + skipped;
+      const T* const grad_y =
+          call.keeps_g ? static_cast<const T*>(a.grad_residual) + block.begin + skipped : next_grad_y;
       const T* const residual = all.residual ? all.residual + skipped : nullptr;
       const uint8_t* const mask = all.mask ? all.mask + segment * block.mask_stride : nullptr;
       T* const grad_x = a.grad_x ? static_cast<T*>(a.grad_x) + block.begin + skipped : nullptr;
-      T* const grad_residual = a.grad_residual ? static_cast<T*>(a.grad_residual) + block.begin + skipped : nullptr;
+      T* const grad_residual =
+          a.grad_residual && !call.keeps_g ? static_cast<T*>(a.grad_residual) + block.begin + skipped : nullptr;
       for_elements<T>(block.count, [=, &a](int64_t c, auto lanes) __attribute__((always_inline)) {
         if (to_next) {
           fetch_to_read(x + c, to_next, lanes);
-          fetch_to_read(grad_y + c, to_next, lanes);
+          fetch_to_read(next_grad_y + c, to_next, lanes);
+          if (residual) fetch_to_read(residual + c, to_next, lanes);
         } else {
           fetch_to_write(grad_x, grad_x ? c * int64_t(sizeof(T)) + kWriteAhead : 0, lanes);
         }
@@ -111,9 +122,11 @@ struct FirstBackward {
     void (*apply)(const Call&, int64_t channel, int64_t set, const PlaneBlock&, int64_t to_next);
   };
   static Kernels kernels_of(const Call& call) {
-    return by_follow(follow_of(*call.arguments), [](auto follow) -> Kernels {
+    Kernels kernels = by_follow(follow_of(*call.arguments), [](auto follow) -> Kernels {
       return {block_sums<decltype(follow)::value>, apply<decltype(follow)::value>};
     });
+    if (call.keeps_g) kernels.apply = apply<Follow::Nothing>;
+    return kernels;
   }
 
   // With constant statistics grad_x is written as well.

@@ -14,7 +14,7 @@ struct LastBackward {
     alignas(64) A mean[kTile], scale[kTile], bias[kTile], of_d[kTile], constant[kTile], sums[kTile], centered[kTile];
   };
 
-  // Where a tile of a slab begins.
+  // Where a tile of a slab begins. For apply, if g has been kept, that is grad_y and there is no more to write.
   struct Data {
     const T *grad_y, *x, *residual;
     T *grad_x, *grad_residual;
@@ -55,9 +55,17 @@ struct LastBackward {
     }
   }
 
+  static TFN_INLINE Data data_to_apply(const Call& call, int64_t slab, Columns columns) {
+    Data data = data_of(call, slab, columns);
+    if (call.keeps_g) data.grad_y = data.grad_residual, data.grad_residual = nullptr;
+    return data;
+  }
+
+  // kept: as data.grad_residual, or null
   template <Follow FOLLOW, int ROWS>
-  static __attribute__((noinline)) void accumulate(const Data& data, int64_t rows, int64_t stride, int64_t columns,
-                                                   Parameters& p, Activation activation) {
+  static __attribute__((noinline)) void accumulate(const Data& data, T* kept, int64_t rows, int64_t stride,
+                                                   int64_t columns, Parameters& p, Activation activation) {
+    const int64_t write_ahead = rows_ahead<T>(kWriteAhead, ROWS, stride) * int64_t(sizeof(T));
     const int64_t read_ahead = rows_ahead<T>(kReadAhead, ROWS, stride) * int64_t(sizeof(T));
     for (int64_t begin = 0; begin < rows * stride; begin += ROWS * stride)
       for_columns<A>(columns, [=, &data, &p](int64_t c, auto lanes) __attribute__((always_inline)) {
@@ -68,8 +76,14 @@ struct LastBackward {
           const int64_t i = begin + row * stride + c;
           fetch_to_read(data.x + i, read_ahead);
           fetch_to_read(data.grad_y + i, read_ahead);
+          if (FOLLOW != Follow::Nothing && data.residual) fetch_to_read(data.residual + i, read_ahead);
           const Vector<A> d = load(data.x + i, lanes) - mean;
           const Vector<A> g = gradient<FOLLOW, A>(data.grad_y, data.residual, d, scale, bias, activation, i, lanes);
+          if constexpr (FOLLOW == Follow::Relu)
+            if (kept) {
+              fetch_to_write(kept + i, write_ahead);
+              store(kept + i, g, lanes);
+            }
           sum[row % 2] += g;
           centered[row % 2] += g * d;
         });
@@ -107,8 +121,9 @@ struct LastBackward {
     for (int64_t c = 0; c < whole_lanes<A>(width); ++c) p.sums[c] = p.centered[c] = 0;
     for_rows<FOLLOW == Follow::Anything ? 1 : kAccumulated>(
         data.mask, begin, end, [&](auto at_once, int64_t row, int64_t rows) __attribute__((always_inline)) {
-          accumulate<FOLLOW, decltype(at_once)::value>(at_row(data, row, stride), rows, stride, width, p,
-                                                       call.arguments->activation);
+          const Data rows_data = at_row(data, row, stride);
+          accumulate<FOLLOW, decltype(at_once)::value>(rows_data, call.keeps_g ? rows_data.grad_residual : nullptr,
+                                                       rows, stride, width, p, call.arguments->activation);
         });
   }
 
@@ -133,9 +148,11 @@ struct LastBackward {
     void (*apply)(const Call&, const Data&, int64_t begin, int64_t end, int64_t width, const Parameters&);
   };
   static Kernels kernels_of(const Call& call) {
-    return by_follow(follow_of(*call.arguments), [](auto follow) -> Kernels {
+    Kernels kernels = by_follow(follow_of(*call.arguments), [](auto follow) -> Kernels {
       return {sum_rows<decltype(follow)::value>, apply_rows<decltype(follow)::value>};
     });
+    if (call.keeps_g) kernels.apply = apply_rows<Follow::Nothing>;
+    return kernels;
   }
 
   struct Rows {
@@ -198,7 +215,7 @@ struct LastBackward {
     Parameters p;
     load_parameters(call, slab, columns, p);
     const Rows rows = rows_of(call.geometry, chunk);
-    kernels.apply(call, data_of(call, slab, columns), rows.begin, rows.end, columns.end - columns.begin, p);
+    kernels.apply(call, data_to_apply(call, slab, columns), rows.begin, rows.end, columns.end - columns.begin, p);
   }
 
   static int64_t scratch(const PlaneGeometry& g) { return 2 * g.channels * int64_t(sizeof(double)); }

@@ -77,7 +77,7 @@ inline PlaneBlock block_of(const Planes& planes, const Cut& cut, int64_t spatial
 
 // Planes of a batch this short are taken by tiles of channels (plane_short.h), never in phases.
 inline bool short_planes(const PlaneGeometry& g, const uint8_t* mask) {
-  return g.batch && !mask && g.spatial <= 64 && g.channels >= 32;
+  return g.batch && !mask && g.spatial <= 256 && g.channels >= 32;
 }
 
 // ---- channels last
@@ -148,6 +148,8 @@ struct PlaneBackwardCall {
   GradientSums* of_blocks;    // channels first, in phases: (slabs, channels, blocks)
   double* of_chunks;          // channels last, in phases: (slabs, chunks, 2, channels): sums of g * (x - mean), g
   bool sums, apply;           // are the sums needed; is grad_x or grad_residual
+  bool keeps_g;               // the sums' pass writes g into grad_residual, and apply reads it there: with a ReLU g is
+                              // grad_y or 0, which no type rounds, and neither residual nor activation is needed again
 };
 
 struct PlaneBackwardKernels {

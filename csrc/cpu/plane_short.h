@@ -1,5 +1,6 @@
-// BatchNorm, channels first, planes of a few vectors: 32 x 2048 x 7 x 7. The planes of one channel lie far apart, those
-// of neighbouring channels side by side; so a tile of channels is taken at a time,
+// BatchNorm, channels first, planes of a few vectors: 32 x 2048 x 7 x 7, 32 x 256 x 14 x 14. The planes of one channel
+// lie far apart, often at the same place of a page, where they push each other out of the cache; those of neighbouring
+// channels lie side by side. So a tile of channels is taken at a time,
 //
 //      for each sample      for each channel of the tile      its plane: a few vectors, into the channel's sums
 //
@@ -11,15 +12,18 @@
 
 namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET {
 
-constexpr int64_t kShortTile = 32;  // channels
+constexpr int64_t kShortTile = 32;  // channels, at most
+inline int64_t short_tile(const PlaneGeometry& g) { return g.spatial <= 64 ? kShortTile : kShortTile / 4; }
 
 // totals[channel][i] = sum over samples of what body(element, channel, lanes, sums) adds, `element` counted from the
-// tile's first of the first sample; a lane adds up the planes of four samples before it goes over into double.
+// tile's first of the first sample; a lane adds up some 16 numbers before it goes over into double.
 template <class T, int SUMS, class Body>
 TFN_INLINE void sum_tile(const PlaneGeometry& g, int64_t samples, int64_t channels, double (*totals)[SUMS], Body body) {
   using A = Accumulator<T>;
   Vector<A> sums[kShortTile][SUMS] = {};
   Doubles wide[kShortTile][SUMS] = {};
+  const int64_t together = g.spatial < 16 * kLanes<A> ? 16 * kLanes<A> / g.spatial : 1;  // samples
+  int64_t room = together;
   for (int64_t sample = 0; sample < samples; ++sample) {
     for (int64_t channel = 0; channel < channels; ++channel) {
       const int64_t plane = (sample * g.channels + channel) * g.spatial;
@@ -29,7 +33,8 @@ TFN_INLINE void sum_tile(const PlaneGeometry& g, int64_t samples, int64_t channe
           g.spatial, [&](int64_t c, auto lanes) __attribute__((always_inline)) { body(plane + c, channel, lanes, s); });
       repeat<SUMS>([&](auto i) __attribute__((always_inline)) { sums[channel][i] = s[i]; });
     }
-    if (sample % 4 != 3 && sample + 1 < samples) continue;
+    if (--room > 0 && sample + 1 < samples) continue;
+    room = together;
     for (int64_t channel = 0; channel < channels; ++channel)
       repeat<SUMS>([&](auto i) __attribute__((always_inline)) {
         if constexpr (std::is_same_v<A, float>)
@@ -103,8 +108,8 @@ struct ShortForward {
     const auto apply_to =
         by_follow(follow_of(*call.arguments), [](auto follow) { return apply<decltype(follow)::value>; });
     const int64_t samples = cut_of(g.slab_samples, g.spatial).planes;
-    for (int64_t first = begin; first < end; first += kShortTile) {
-      const Columns tile{first, first + kShortTile < end ? first + kShortTile : end};
+    for (int64_t first = begin; first < end; first += short_tile(g)) {
+      const Columns tile{first, first + short_tile(g) < end ? first + short_tile(g) : end};
       Moments moments[kShortTile] = {};
       for (int64_t sample = 0; sample < g.slab_samples; sample += samples) {
         const int64_t left = g.slab_samples - sample;
@@ -134,15 +139,18 @@ struct ShortBackward {
     const int64_t offset = tile.channels.begin * g.spatial;
     const T *const grad_y = static_cast<const T*>(a.grad_y) + offset, *const x = static_cast<const T*>(a.x) + offset;
     const T* const residual = a.residual ? static_cast<const T*>(a.residual) + offset : nullptr;
+    T* const kept = call.keeps_g ? static_cast<T*>(a.grad_residual) + offset : nullptr;
     const int64_t ahead = g.channels * g.spatial * int64_t(sizeof(T));
     sum_tile<T>(g, g.slab_samples, tile.channels.end - tile.channels.begin, totals,
-                [&, grad_y, x, residual, ahead](int64_t i, int64_t channel, auto lanes, Vector<A>* s)
+                [&, grad_y, x, residual, kept, ahead](int64_t i, int64_t channel, auto lanes, Vector<A>* s)
                     __attribute__((always_inline)) {
                       fetch_to_read(grad_y + i, ahead, lanes);
                       fetch_to_read(x + i, ahead, lanes);
                       const Vector<A> d = load(x + i, lanes) - tile.mean[channel];
                       const Vector<A> g = gradient<FOLLOW, A>(grad_y, residual, d, splat(tile.scale[channel]),
                                                               splat(tile.bias[channel]), a.activation, i, lanes);
+                      if constexpr (FOLLOW == Follow::Relu)
+                        if (kept) store(kept + i, g, lanes);
                       s[0] += g;
                       s[1] += g * d;
                     });
@@ -155,11 +163,11 @@ struct ShortBackward {
     for (int64_t sample = g.slab_samples - 1; sample >= 0; --sample)
       for (int64_t channel = tile.channels.begin; channel < tile.channels.end; ++channel) {
         const int64_t offset = (sample * g.channels + channel) * g.spatial, i = channel - tile.channels.begin;
-        const T *const grad_y = static_cast<const T*>(a.grad_y) + offset, *const x =
-                                                                              static_cast<const T*>(a.x) + offset;
+        const T* const grad_y = static_cast<const T*>(call.keeps_g ? a.grad_residual : a.grad_y) + offset;
+        const T* const x = static_cast<const T*>(a.x) + offset;
         const T* const residual = a.residual ? static_cast<const T*>(a.residual) + offset : nullptr;
         T* const grad_x = a.grad_x ? static_cast<T*>(a.grad_x) + offset : nullptr;
-        T* const grad_residual = a.grad_residual ? static_cast<T*>(a.grad_residual) + offset : nullptr;
+        T* const grad_residual = a.grad_residual && !call.keeps_g ? static_cast<T*>(a.grad_residual) + offset : nullptr;
         const A* const coefficients = static_cast<const A*>(call.coefficients) + 2 * channel;
         const Vector<A> mean = splat(tile.mean[i]), scale = splat(tile.scale[i]), bias = splat(tile.bias[i]);
         const Vector<A> of_d = splat(coefficients[0]), constant = splat(coefficients[1]);
@@ -180,12 +188,14 @@ struct ShortBackward {
 
   static void sets(const Call& call, int64_t begin, int64_t end) {
     const PlaneNormBackward& a = *call.arguments;
+    const PlaneGeometry& g = call.geometry;
     const double count = call.counts[0];
-    const Kernels kernels = by_follow(follow_of(a), [](auto follow) -> Kernels {
+    Kernels kernels = by_follow(follow_of(a), [](auto follow) -> Kernels {
       return {sums<decltype(follow)::value>, apply<decltype(follow)::value>};
     });
-    for (int64_t first = begin; first < end; first += kShortTile) {
-      Tile tile{{first, first + kShortTile < end ? first + kShortTile : end}, {}, {}, {}};
+    if (call.keeps_g) kernels.apply = apply<Follow::Nothing>;
+    for (int64_t first = begin; first < end; first += short_tile(g)) {
+      Tile tile{{first, first + short_tile(g) < end ? first + short_tile(g) : end}, {}, {}, {}};
       double totals[kShortTile][2] = {};
       for (int64_t c = first; c < tile.channels.end; ++c) {
         tile.mean[c - first] = static_cast<const A*>(a.mean)[c];
