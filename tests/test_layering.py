@@ -42,7 +42,7 @@ FILES_OF_AN_OP = (
     "csrc/cpu/{}.cpp",
     "csrc/cuda/{}.cu",
 )
-ROW_NORMS, PLANE_NORMS = ("layer_norm", "rms_norm"), ("batch_norm", "group_norm", "instance_norm")
+ROW_NORMS, PLANE_NORMS = ("layer_norm", "rms_norm"), ("batch_norm", "batch_renorm", "group_norm", "instance_norm")
 # A row norm also has an add_ form. Plane norms have a workspace in forward, too.
 FUNCTIONS_OF_A_BACKEND = {
     "row": ("forward", "backward_workspace", "backward"),

@@ -1,7 +1,6 @@
 // The CPU and CUDA kernels of the plane norms: check everything, allocate the results, fill the interface's structs.
 #include "plane_norm.h"
 
-#include "../math/renorm.h"
 #include "common/checks.h"
 #include "common/planes.h"
 

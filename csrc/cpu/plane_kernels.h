@@ -13,6 +13,7 @@
 // of one slab alone, so results depend neither on the number of threads nor, of groups and instances, on the batch.
 #pragma once
 #include "../interface/plane_norm.h"
+#include "../math/renorm.h"
 #include "row_kernels.h"
 
 namespace torchfastnorm::cpu {
@@ -112,14 +113,14 @@ inline int64_t slab_parts(const PlaneGeometry& g) {
 struct PlaneForwardCall {
   const PlaneNormForward* arguments;
   PlaneGeometry geometry;
-  const void* weight;   // (channels) stat
-  void* bias;           // (channels) stat; with renorm it receives what the shift adds
-  void *mean, *rstd;    // (sets) stat; with renorm rstd is (6, sets)
-  double r_max, d_max;  // with renorm, of this batch
-  Moments* of_sets;     // (sets), or null: nobody needs them
-  Moments* of_blocks;   // channels first, in phases: (sets, blocks)
-  double* of_chunks;    // channels last, in phases: (slabs, chunks, 2, channels): mean, squares
-  double* counts;       // channels last, in phases: (slabs, chunks)
+  const void* weight;           // (channels) stat
+  void* bias;                   // (channels) stat; with renorm it receives what the shift adds
+  void *mean, *rstd;            // (sets) stat; with renorm rstd is (6, sets)
+  RenormLimits<double> limits;  // with renorm, of this batch
+  Moments* of_sets;             // (sets), or null: nobody needs them
+  Moments* of_blocks;           // channels first, in phases: (sets, blocks)
+  double* of_chunks;            // channels last, in phases: (slabs, chunks, 2, channels): mean, squares
+  double* counts;               // channels last, in phases: (slabs, chunks)
 };
 
 // [begin, end) counts sets, blocks, ... of the whole call, the last in the name fastest.

@@ -2,7 +2,6 @@
 // and the merging of moments.
 #pragma once
 #include "../math/normalize.h"
-#include "../math/renorm.h"
 #include "common/activation.h"
 #include "common/convert.h"
 #include "plane_kernels.h"
@@ -183,8 +182,7 @@ template <class A>
 __attribute__((noinline)) void finish_renormed_set(const PlaneForwardCall& call, int64_t set, const Moments& moments) {
   const PlaneNormForward& a = *call.arguments;
   const double bessel = moments.count > 1 ? moments.count / (moments.count - 1) : 1;
-  const auto n =
-      renormed(a.renorm, moments.mean, variance_of(moments), bessel, running_of(a, set), a.eps, call.r_max, call.d_max);
+  const auto n = renormed(a.renorm, moments.mean, variance_of(moments), bessel, running_of(a, set), a.eps, call.limits);
   const int64_t sets = call.geometry.sets();
   const double values[renormed_values] = {n.scale, n.shift, n.of_product, n.of_sum, n.r, n.d};
   for (int64_t i = 0; i < renormed_values; ++i) static_cast<A*>(call.rstd)[i * sets + set] = A(values[i]);

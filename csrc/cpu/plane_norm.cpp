@@ -10,10 +10,8 @@
 
 #include <algorithm>
 #include <cstring>
-#include <limits>
 #include <vector>
 
-#include "../math/renorm.h"
 #include "common/parallel.h"
 #include "plane_kernels.h"
 
@@ -83,9 +81,8 @@ PlaneForwardCall prepare(const PlaneNormForward& a, Sets sets, Workspace& worksp
   call.bias = const_cast<void*>(widened(a.bias, a.param_type, stat, g.channels, 0, workspace, renorm));
   call.mean = a.mean ? a.mean : workspace.take(of_sets);
   call.rstd = a.rstd ? a.rstd : workspace.take(renorm ? renormed_values * of_sets : of_sets);
-  const double batches = a.batches ? double(*a.batches) : std::numeric_limits<double>::infinity();
-  call.r_max = bound_at(batches, 1.0, a.bounds.r_max, a.bounds.r_begin, a.bounds.r_end);
-  call.d_max = bound_at(batches, 0.0, a.bounds.d_max, a.bounds.d_begin, a.bounds.d_end);
+  call.limits = {a.bounds.r_max, a.bounds.d_max};
+  if (renorm && a.batches) call.limits = limits_at<double>(double(*a.batches), a.bounds);
   if (!a.batch_statistics) return call;
   if (a.running_mean) call.of_sets = workspace.take<Moments>(g.sets() * int64_t(sizeof(Moments)));
   if (!in_phases(g, channels_first(a))) return call;

@@ -171,20 +171,16 @@ struct PlaneForward {
   __device__ __forceinline__ A factor() const {
     return a.momentum >= A(0) ? a.momentum : quotient(A(1), A(load_written(a.batches) + 1));
   }
-  __device__ __forceinline__ A r_max() const {
-    const RenormBounds& b = a.bounds;
-    return A(a.batches == nullptr ? b.r_max
-                                  : bound_at(double(load_written(a.batches)), A(1), b.r_max, b.r_begin, b.r_end));
-  }
-  __device__ __forceinline__ A d_max() const {
-    const RenormBounds& b = a.bounds;
-    return A(a.batches == nullptr ? b.d_max
-                                  : bound_at(double(load_written(a.batches)), A(0), b.d_max, b.d_begin, b.d_end));
+  __device__ __forceinline__ RenormLimits<A> limits() const {
+    if (a.batches == nullptr) return {A(a.bounds.r_max), A(a.bounds.d_max)};
+    return limits_at<A>(double(load_written(a.batches)), a.bounds);
   }
   __device__ __forceinline__ void raise_batches() const {
     if (a.batches != nullptr && a.renorm == Renorm::None && blockIdx.x == 0 && threadIdx.x == 0)
       store(a.batches, load_written(a.batches) + 1);
   }
+  // Does a set's end move the running statistics? (Those of instances average over the samples first.)
+  __device__ __forceinline__ bool moves() const { return a.running_mean != nullptr && g.sets == Sets::Batch; }
   __device__ __forceinline__ Running<A> running(int64_t channel) const {
     const ChannelValues mean{a.running_mean, a.running_type}, variance{a.running_var, a.running_type};
     return {mean.at(channel, A(0)), variance.at(channel, A(1))};
@@ -202,7 +198,7 @@ struct PlaneForward {
     A target = unbiased;
     if (a.renorm != Renorm::None) {
       const A bessel = e.count > A(1) ? quotient(e.count, e.count - A(1)) : A(1);
-      n = renormed(a.renorm, e.first, var, bessel, before, a.eps, r_max(), d_max());
+      n = renormed(a.renorm, e.first, var, bessel, before, a.eps, limits());
       target = running_target(a.renorm, var, unbiased, A(g.samples), a.eps);
     }
     if (write) {
@@ -214,7 +210,7 @@ struct PlaneForward {
         for (int i = 0; i < renormed_values - 1; ++i) store(a.rstd + (i + 1) * g.set_count + set, rest[i]);
       }
       if (a.variance != nullptr) store(a.variance + set, unbiased);
-      if (a.running_mean != nullptr && g.sets == Sets::Batch && !g.empty) update(set, before, e.first, target);
+      if (moves() && !g.empty) update(set, before, e.first, target);
     }
     e.second = n.scale, e.shift = n.shift;
     return e;
@@ -310,12 +306,11 @@ __global__ void __launch_bounds__(TEAM == Team::Cluster ? cluster_team_threads :
       const unsigned sets = unsigned(slab.sets(task));
       // Read by every block of a cluster before combine_cluster's barrier, written by the first one after it. (A task
       // of several blocks has fewer sets than a block has threads.)
-      const bool moves = a.running_mean != nullptr;
       Running<A> before{};
-      if (moves && threadIdx.x < sets) before = forward.running(slab.first_set(task) + threadIdx.x);
+      if (forward.moves() && threadIdx.x < sets) before = forward.running(slab.first_set(task) + threadIdx.x);
       combine_cluster<T>(g, LAYOUT, shared, slab.entries(), sets, MergeMoments(), as_is);
       for (unsigned set = threadIdx.x; set < sets; set += blockDim.x) {
-        if (moves && set != threadIdx.x) before = forward.running(slab.first_set(task) + set);
+        if (forward.moves() && set != threadIdx.x) before = forward.running(slab.first_set(task) + set);
         shared.sets[set] =
             forward.finish_set(slab.first_set(task) + set, before, shared.sets[set], Cluster::rank() == 0);
       }
@@ -337,8 +332,7 @@ __global__ void __launch_bounds__(TEAM == Team::Cluster ? cluster_team_threads :
       cooperative_groups::this_grid().sync();
       const auto range = [&](int64_t set) { return entries_of(g, LAYOUT, g.sets, set); };
       combine_grid<A>(a.table, g.set_count, range, MergeMoments(), as_is, [&](int64_t set, const Entry<A>& e) {
-        const bool moves = a.running_mean != nullptr && g.sets == Sets::Batch;
-        forward.finish_set(set, moves ? forward.running(set) : Running<A>{}, e, true);
+        forward.finish_set(set, forward.moves() ? forward.running(set) : Running<A>{}, e, true);
       });
       cooperative_groups::this_grid().sync();
       if (a.variance != nullptr && !g.empty) {  // running statistics average over the samples

@@ -26,15 +26,6 @@ namespace torchfastnorm {
 
 enum class Sets : int8_t { Batch, Group, Instance };
 
-// Sets::Batch: batch statistics corrected towards the running ones, in the arithmetic of the paper or of a package
-// (batch_renorm.h, math/renorm.h). x_hat is then (x - mean) * scale + shift.
-enum class Renorm : int8_t { None, Paper, TorchRl, Ludvb, Sb3 };
-
-// r_max and d_max, reached by a line that begins with 1 and 0 at batch `begin` and ends at batch `end`.
-struct RenormBounds {
-  double r_max, d_max;
-  double r_begin, r_end, d_begin, d_end;
-};
 enum class Layout : int8_t {
   ChannelsFirst,
   ChannelsLast

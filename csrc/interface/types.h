@@ -14,6 +14,19 @@ constexpr DType accumulator_of(DType type) { return type == DType::Double ? DTyp
 // What may follow a norm of feature maps in the same kernel (math/activation.h).
 enum class Activation : int8_t { None, Relu, LeakyRelu, Elu, Silu, Gelu, GeluTanh };
 
+// Batch statistics corrected towards the running ones, in the arithmetic of the paper or of a package (math/renorm.h).
+enum class Renorm : int8_t { None, Paper, TorchRl, Ludvb, Sb3 };
+
+// r_max and d_max, reached by a line that begins with 1 and 0 at batch `begin` and ends at batch `end`.
+struct RenormBounds {
+  double r_max, d_max;
+  double r_begin, r_end, d_begin, d_end;
+};
+
+// What is saved of a renormalised set: scale and shift of x_hat = (x - mean) * scale + shift, what its variance adds
+// to the gradient, r and d.
+constexpr int renormed_values = 6;
+
 // A cudaStream_t; the CPU ignores it.
 using Stream = void*;
 

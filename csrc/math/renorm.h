@@ -3,14 +3,15 @@
 //
 //   r = clamp(sigma / sigma_run, 1 / r_max, r_max)         d = clamp((mean - running_mean) / sigma_run, -d_max, d_max)
 //
-//   Paper, TorchRl   x_hat = (x - mean) / sigma * r + d     sigma = sqrt(var + eps)           sigma_run =
-//   sqrt(running_var + eps) Ludvb            the same                               sigma = sqrt(var) + eps sigma_run =
-//   running_var, a deviation Sb3              x_hat = (x - mean + d * s / r) / sqrt(s^2 / r^2 + eps)      s^2 = var * n
-//   / (n - 1),  sigma = sqrt(s^2 + eps)
+//                    x_hat                                        sigma              sigma_run
+//   Paper, TorchRl   (x - mean) / sigma * r + d                   sqrt(var + eps)    sqrt(running_var + eps)
+//   Ludvb            (x - mean) / sigma * r + d                   sqrt(var) + eps    running_var, a deviation
+//   Sb3              (x - mean + d * s / r) /                     sqrt(s^2 + eps)    sqrt(running_var + eps)
+//                      sqrt(s^2 / r^2 + eps)                      s^2 = var * n / (n - 1)
 //
 // T is float or double.
 #pragma once
-#include "../interface/plane_norm.h"
+#include "../interface/types.h"
 #include "host_device.h"
 
 namespace torchfastnorm {
@@ -21,7 +22,6 @@ template <class T>
 struct Renormed {
   T scale, shift, of_product, of_sum, r, d;
 };
-constexpr int renormed_values = 6;
 
 template <class T>
 struct Running {
@@ -39,19 +39,28 @@ TFN_HOST_DEVICE T running_rstd(Renorm dialect, T var, T eps) {
   return dialect == Renorm::Ludvb ? quotient(T(1), var) : inverse_sqrt(var + eps);
 }
 
-// The bound `most` after `batches` batches.
+// Clamps r and d.
 template <class T>
-TFN_HOST_DEVICE T bound_at(double batches, T least, double most, double begin, double end) {
+struct RenormLimits {
+  T r_max, d_max;
+};
+template <class T>
+TFN_HOST_DEVICE T limit_at(double batches, T least, double most, double begin, double end) {
   if (batches >= end) return T(most);
   return batches <= begin ? least : least + T(most - double(least)) * quotient(T(batches - begin), T(end - begin));
+}
+// After `batches` batches.
+template <class T>
+TFN_HOST_DEVICE RenormLimits<T> limits_at(double batches, const RenormBounds& b) {
+  return {limit_at(batches, T(1), b.r_max, b.r_begin, b.r_end), limit_at(batches, T(0), b.d_max, b.d_begin, b.d_end)};
 }
 
 // var: biased; bessel: n / (n - 1)
 template <class T>
-TFN_HOST_DEVICE Renormed<T> renormed(Renorm dialect, T mean, T var, T bessel, Running<T> running, T eps, T r_max,
-                                     T d_max) {
-  const T of_running = running_rstd(dialect, running.var, eps), least = quotient(T(1), r_max);
-  const T d = clamp((mean - running.mean) * of_running, -d_max, d_max);
+TFN_HOST_DEVICE Renormed<T> renormed(Renorm dialect, T mean, T var, T bessel, Running<T> running, T eps,
+                                     RenormLimits<T> limits) {
+  const T of_running = running_rstd(dialect, running.var, eps), r_max = limits.r_max, least = quotient(T(1), r_max);
+  const T d = clamp((mean - running.mean) * of_running, -limits.d_max, limits.d_max);
   if (dialect == Renorm::Sb3) {
     const T square = var * bessel, inverse = square > T(0) ? inverse_sqrt(square) : T(0);
     const T r = clamp(quotient(of_running, inverse_sqrt(square + eps)), least, r_max);

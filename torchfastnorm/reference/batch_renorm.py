@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ._plane_norm import follow, moments, update, widen
@@ -37,17 +36,32 @@ def batch_renorm(
     if not training:
         return follow((x - center) / sigma_run, weight, bias, activation, mask, residual).to(input.dtype)
     mean, var, number = moments(x, [0, *range(2, x.dim())], mask)
-    unbiased = var * number / (number - 1).clamp_min(1)
-    deviation = (unbiased if dialect == "sb3" else var).sqrt()
-    sigma = deviation + eps if dialect == "ludvb" else (deviation.square() + eps).sqrt()
-    with torch.no_grad():
-        r = (sigma / sigma_run).clamp(1 / r_max, r_max)
-        d = ((mean - center) / sigma_run).clamp(-d_max, d_max)
-    if dialect == "sb3":
-        x_hat = (x - mean + d * deviation / r) / ((deviation / r).square() + eps).sqrt()
-    else:
-        x_hat = (x - mean) / sigma * r + d
-    target = {"ludvb": sigma, "torchrl": var * len(x) / max(len(x) - 1, 1)}.get(dialect, unbiased)
+    x_hat, target = renormalize(x, mean, var, number, center, sigma_run, eps, r_max, d_max, dialect)
     update(running_mean, mean.detach(), momentum)
     update(running_var, target.detach(), momentum)
     return follow(x_hat, weight, bias, activation, mask, residual).to(input.dtype)
+
+
+def renormalize(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    number: Tensor,
+    center: Tensor,
+    sigma_run: Tensor,
+    eps: float,
+    r_max: float,
+    d_max: float,
+    dialect: str,
+) -> tuple[Tensor, Tensor]:
+    """x_hat of `number` elements with mean and biased var, and what running_var moves to."""
+    unbiased = var * number / (number - 1).clamp_min(1)
+    deviation = (unbiased if dialect == "sb3" else var).sqrt()
+    sigma = deviation + eps if dialect == "ludvb" else (deviation.square() + eps).sqrt()
+    # detach, not no_grad: forward-mode AD heeds only the former.
+    r = (sigma / sigma_run).detach().clamp(1 / r_max, r_max)
+    d = ((mean - center) / sigma_run).detach().clamp(-d_max, d_max)
+    target = {"ludvb": sigma, "torchrl": var * len(x) / max(len(x) - 1, 1)}.get(dialect, unbiased)
+    if dialect == "sb3":
+        return (x - mean + d * deviation / r) / ((deviation / r).square() + eps).sqrt(), target
+    return (x - mean) / sigma * r + d, target
