@@ -19,15 +19,18 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     from . import (
         baselines,
         bench_batch_norm,
+        bench_batch_renorm,
         bench_group_norm,
         bench_instance_norm,
         bench_layer_norm,
         bench_rms_norm,
+        bench_switch_norm,
         machine,
         shapes,
     )
 
     modules = (bench_layer_norm, bench_rms_norm, bench_batch_norm, bench_group_norm, bench_instance_norm)
+    modules += (bench_batch_renorm, bench_switch_norm)
     ops = {op.name: op for module in modules for op in module.OPS}
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.split(": ", 1)[1])
     parser.add_argument("ops", nargs="*", metavar="OP", help=f"of {', '.join(ops)} (default: all)")

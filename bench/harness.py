@@ -65,14 +65,16 @@ def bars(baseline: str, **kinds: tuple[float, float]) -> Bars:
 @dataclass(frozen=True)
 class Op:
     name: str
-    inputs: tuple[str, ...]  # x, residual: the shape's sizes; weight, bias and, not differentiated, running_*: sizes[1]
+    # x, residual: the shape's sizes; mean_weight, var_weight: three; weight, bias and, not differentiated, running_*:
+    # sizes[1]
+    inputs: tuple[str, ...]
     candidates: Callable[[Sequence[str]], list[Candidate]]  # ours first, then the named baselines
     reference: Callable[..., Tensor | tuple[Tensor, ...]]
     traffic: Callable[[str, tuple[int, ...], int], Traffic]  # direction, sizes, bytes per element
     cpu_bars: Bars = field(default_factory=dict)
     outputs: tuple[str, ...] = ("y",)
     shapes: str = "rows"  # of shapes.SUITES
-    independent: int = 0  # the dimension along which results do not depend on each other: a part can be checked
+    independent: int | None = 0  # the dimension along which results do not depend on each other: a part can be checked
     has_kink: bool = False  # its activation's
 
 
@@ -161,7 +163,10 @@ def make_inputs(op: Op, shape: Shape, dtype: torch.dtype, device: torch.device, 
     def make(name: str) -> Tensor:
         if name == "running_var":
             return random(shape.sizes[1]).square_().add_(0.5)
-        values = like_x() if name in ("x", "residual") else random(shape.sizes[1])
+        if name in ("x", "residual"):
+            values = like_x()
+        else:
+            values = random(3 if name in ("mean_weight", "var_weight") else shape.sizes[1])
         return values.requires_grad_(not name.startswith("running"))
 
     inputs = [make(name) for name in op.inputs]
@@ -181,16 +186,18 @@ def backward(outputs: tuple[Tensor, ...], inputs: Inputs, retain_graph: bool) ->
 def check(op: Op, candidate: Candidate, inputs: Inputs) -> tuple[str, str]:
     """(why the candidate is wrong, or ""; a remark on its parameter gradients, or "")."""
     x, dtype = inputs.inputs[0], inputs.upstream[0].dtype
-    whole = x.shape[op.independent]
-    checked = max(1, min(whole, CHECKED_ELEMENTS * whole // x.numel()))
+    along = op.independent or 0
+    whole = x.shape[along]
+    checked = whole if op.independent is None else max(1, min(whole, CHECKED_ELEMENTS * whole // x.numel()))
 
     def part(t: Tensor) -> Tensor:
         if t.dim() == 1:
-            return t.detach()[: checked if op.independent == 1 else None]
-        return t.detach().narrow(op.independent, 0, checked)
+            return t.detach()[: checked if along == 1 else None]
+        return t.detach().narrow(along, 0, checked)
 
     names = list(op.outputs)
-    got = list(as_tuple(candidate.function(*inputs.inputs)))
+    # What a call changes (running statistics) may be what another begins with.
+    got = list(as_tuple(candidate.function(*(t if t.requires_grad else t.clone() for t in inputs.inputs))))
     exact = Inputs(
         [part(t).to(torch.float64, copy=True).requires_grad_(t.requires_grad) for t in inputs.inputs],
         [part(t).double() for t in inputs.upstream],
@@ -203,7 +210,7 @@ def check(op: Op, candidate: Candidate, inputs: Inputs) -> tuple[str, str]:
     notes = []
     for name, ours, truth in zip(names, got, expected, strict=True):
         parameter = truth.dim() == 1
-        if parameter and op.independent == 0 and checked < whole:
+        if parameter and along == 0 and checked < whole:
             continue  # a sum over all, of which only some were computed
         error = (part(ours).double() - truth.detach()).abs_() / truth.detach().abs().max()
         right = (error <= TOLERANCES[dtype]).double().mean()  # a NaN is an error, too

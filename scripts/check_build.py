@@ -22,6 +22,8 @@ OPS += (
     "group_norm",
     "instance_norm",
     "instance_norm_with_update",
+    "switch_norm",
+    "switch_norm_with_update",
 )
 OPS += tuple(f"{norm}_{step}" for norm in ("layer_norm", "rms_norm", "plane_norm") for step in ("forward", "backward"))
 

@@ -51,14 +51,20 @@ def run_planes(op: str, shape: tuple[int, ...], last: bool, dtype: torch.dtype, 
 
     x, residual = (random(*shape).requires_grad_() for _ in range(2))
     weight, bias = (random(shape[1]).requires_grad_() for _ in range(2))
+    leaves = [x, residual, weight, bias]
     if op in ("batch_norm", "batch_renorm"):
         running = [torch.zeros(shape[1], device=device), torch.ones(shape[1], device=device)]
         y = getattr(functional, op)(x, *running, weight, bias, True, residual=residual, activation="silu")
+    elif op == "switch_norm":
+        logits = [random(3).requires_grad_() for _ in range(2)]
+        running = [torch.zeros(shape[1], device=device) for _ in range(2)]
+        y = functional.switch_norm(x, *logits, *running, weight, bias, True, residual=residual, activation="silu")
+        leaves += logits
     elif op == "group_norm":
         y = functional.group_norm(x, 3 if shape[1] % 3 == 0 else 2, weight, bias, residual=residual, activation="gelu")
     else:
         y = functional.instance_norm(x, None, None, weight, bias, residual=residual)
-    gradients = torch.autograd.grad(y, (x, residual, weight, bias), random(*shape))
+    gradients = torch.autograd.grad(y, leaves, random(*shape))
     return [t.detach().cpu().double() for t in (y, *gradients)]
 
 
@@ -77,7 +83,7 @@ def main() -> None:
                 results = (run(op, cols, dtype, where) for where in (device, "cpu"))
                 compare(f"{op}, {cols} columns, {dtype}", *results, tolerance)
         print(op, "ok", flush=True)
-    for op in ("batch_norm", "batch_renorm", "group_norm", "instance_norm"):
+    for op in ("batch_norm", "batch_renorm", "group_norm", "instance_norm", "switch_norm"):
         for shape in PLANES if op != "instance_norm" else PLANES[1:]:
             for last in (False, True):
                 for dtype, tolerance in TOLERANCES.items():

@@ -15,7 +15,6 @@ from bench import __main__ as command
 from bench import (
     bench_batch_norm,
     bench_group_norm,
-    bench_instance_norm,
     bench_layer_norm,
     bench_rms_norm,
     harness,
@@ -36,12 +35,12 @@ def one_thread():  # a second one only waits where the suite runs in parallel
 
 
 SHAPE = shapes.Shape((64, 256), "small, for the test of the harness")
-LAYER_NORM = bench_layer_norm.OPS[0]
-RMS_NORM = bench_rms_norm.OPS[0]
+OPS = {op.name: op for op in command.parse_arguments([]).ops}
+LAYER_NORM, RMS_NORM = OPS["layer_norm"], OPS["rms_norm"]
 BATCH_NORM, BATCH_NORM_EVAL, BATCH_NORM_ADD_RELU = bench_batch_norm.OPS
 GROUP_NORM, GROUP_NORM_SILU = bench_group_norm.OPS
-INSTANCE_NORM = bench_instance_norm.OPS[0]
-PLANE_OPS = [*bench_batch_norm.OPS, *bench_group_norm.OPS, *bench_instance_norm.OPS]
+INSTANCE_NORM, SWITCH_NORM = OPS["instance_norm"], OPS["switch_norm"]
+PLANE_OPS = [op for op in OPS.values() if op.shapes != "rows"]
 PLANES = shapes.in_both_layouts(shapes.Shape((4, 64, 12, 11), "small, for the test of the harness"))
 
 
@@ -157,6 +156,8 @@ def test_byte_formulas(op, direction, matrices, row_numbers, parameters):
         (GROUP_NORM_SILU, "backward", 3, 8 * 32, 3),
         (INSTANCE_NORM, "forward", 2, 8 * 256, 2),
         (INSTANCE_NORM, "backward", 3, 8 * 256, 3),
+        (SWITCH_NORM, "forward", 2, 2 * 8 * 256 + 8 + 256, 2 + 4),
+        (SWITCH_NORM, "backward", 3, 2 * 8 * 256 + 8 + 256, 3),
     ],
     ids=lambda value: getattr(value, "name", value),
 )

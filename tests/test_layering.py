@@ -42,7 +42,8 @@ FILES_OF_AN_OP = (
     "csrc/cpu/{}.cpp",
     "csrc/cuda/{}.cu",
 )
-ROW_NORMS, PLANE_NORMS = ("layer_norm", "rms_norm"), ("batch_norm", "batch_renorm", "group_norm", "instance_norm")
+ROW_NORMS = ("layer_norm", "rms_norm")
+PLANE_NORMS = ("batch_norm", "batch_renorm", "group_norm", "instance_norm", "switch_norm")
 # A row norm also has an add_ form. Plane norms have a workspace in forward, too.
 FUNCTIONS_OF_A_BACKEND = {
     "row": ("forward", "backward_workspace", "backward"),

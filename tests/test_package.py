@@ -38,8 +38,9 @@ def copy_without_binary(to: Path) -> Path:
 
 def test_public_names() -> None:
     names = {op.name for op in (*OPS, *PLANE_OPS)} | {"LayerNorm", "RMSNorm", "AddLayerNorm", "AddRMSNorm", "GroupNorm"}
-    names |= {f"{stem}{dims}d" for stem in ("BatchNorm", "BatchRenorm", "InstanceNorm") for dims in (1, 2, 3)}
-    names |= {"batch_renorm", "functional", "convert", "build_info", "__version__", "explain"}
+    stems = ("BatchNorm", "BatchRenorm", "InstanceNorm", "SwitchNorm")
+    names |= {f"{stem}{dims}d" for stem in stems for dims in (1, 2, 3)}
+    names |= {"batch_renorm", "switch_norm", "functional", "convert", "build_info", "__version__", "explain"}
     assert set(torchfastnorm.__all__) == names
     assert all(hasattr(torchfastnorm, name) for name in names)
 

@@ -12,7 +12,7 @@ from torchfastnorm import functional
 from torchfastnorm.explain import GPU, GPUS, launch_plans
 
 IMITATED = GPU("imitated", 4, 227 * 1024, 16, 1e12)  # what sim.backend() pretends to be
-OPS = ("batch_norm", "batch_renorm", "group_norm", "instance_norm")
+OPS = ("batch_norm", "batch_renorm", "group_norm", "instance_norm", "switch_norm")
 LAYOUTS = (False, True)
 SHAPES = ((3, 8, 48), (2, 16, 1024), (2, 8, 4096), (40, 64, 1))
 
@@ -22,6 +22,9 @@ def call(op: str, x: torch.Tensor, residual: torch.Tensor | None, training: bool
     if op in ("batch_norm", "batch_renorm"):
         running = (torch.zeros(x.shape[1]), torch.ones(x.shape[1]))
         return getattr(functional, op)(x, *running, training=training, **fused)
+    if op == "switch_norm":
+        running = (torch.zeros(x.shape[1]), torch.zeros(x.shape[1]))
+        return functional.switch_norm(x, torch.ones(3), torch.ones(3), *running, training=True, **fused)
     return functional.group_norm(x, 4, **fused) if op == "group_norm" else functional.instance_norm(x, **fused)
 
 
@@ -58,7 +61,9 @@ def test_what_fits_on_the_chip_is_read_once(backend: TestBackend, op: str, last:
     shape = (2, 16, 1024)
     x = make(shape, last)
     plans = launch_plans(op, shape, num_groups=4, channels_last=last, gpu=IMITATED)
-    assert [plan.reread_bytes for plan in plans] == [0, 0] and not any(plan.cooperative for plan in plans)
+    assert [plan.reread_bytes for plan in plans] == [0, 0]
+    # Each plane of switch_norm waits for all the others.
+    assert all(plan.cooperative == (op == "switch_norm") for plan in plans)
     y = call(op, x, None)
     y.backward(torch.ones_like(y))
     forward, backward = (sim.counters()[name] for name in ("plane_forward", "plane_backward"))
@@ -101,6 +106,17 @@ def test_group_plans_do_not_depend_on_the_batch() -> None:
             ]
             kept = {tuple((plan.block, plan.cluster) for plan in pair) for pair in plans}
             assert len(kept) == 1
+
+
+@pytest.mark.parametrize("last", LAYOUTS)
+def test_switch_norm_needs_the_whole_grid(last: bool) -> None:
+    """In evaluation too: layers and instances come from the input. Its statistics are also of layers and channels."""
+    shape, switched = (8, 64, 3136), []
+    for training in (True, False):
+        plans = launch_plans("switch_norm", shape, channels_last=last, training=training, gpu="H100")
+        assert all(plan.cooperative and plan.cluster == 1 and "four grid barriers" in plan.reason for plan in plans)
+        switched.append([plan.bytes for plan in plans])
+    assert switched[0] == switched[1]
 
 
 def test_explain_prints_and_rejects(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from .functional import (
     instance_norm,
     layer_norm,
     rms_norm,
+    switch_norm,
 )
 from .ops.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from .ops.batch_renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
@@ -21,6 +22,7 @@ from .ops.group_norm import GroupNorm
 from .ops.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from .ops.layer_norm import AddLayerNorm, LayerNorm
 from .ops.rms_norm import AddRMSNorm, RMSNorm
+from .ops.switch_norm import SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
 
 __all__ = [
     "AddLayerNorm",
@@ -37,6 +39,9 @@ __all__ = [
     "InstanceNorm3d",
     "LayerNorm",
     "RMSNorm",
+    "SwitchNorm1d",
+    "SwitchNorm2d",
+    "SwitchNorm3d",
     "__version__",
     "add_layer_norm",
     "add_rms_norm",
@@ -50,4 +55,5 @@ __all__ = [
     "instance_norm",
     "layer_norm",
     "rms_norm",
+    "switch_norm",
 ]

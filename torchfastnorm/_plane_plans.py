@@ -17,10 +17,11 @@ PLANE_OPS = {
     "batch_renorm": Sets.BATCH,
     "group_norm": Sets.GROUP,
     "instance_norm": Sets.INSTANCE,
+    "switch_norm": Sets.INSTANCE,
 }
 
 
-def _reason(plan: dict[str, Any], sets: int) -> str:
+def _reason(plan: dict[str, Any], sets: int, barriers: str) -> str:
     many = f"a cluster of {plan['cluster']} blocks" if plan["cluster"] > 1 else "a block"
     taken = "one set" if plan["sets_per_task"] == 1 else f"{min(plan['sets_per_task'], sets)} sets"
     if plan["channels_last"]:
@@ -35,7 +36,7 @@ def _reason(plan: dict[str, Any], sets: int) -> str:
     rounds = ceil(plan["slabs"] / plan["blocks"]) * plan["rounds"]
     kept = min(plan["kept_rounds"], rounds)
     rest = "all stays in shared memory" if kept == rounds else f"{kept} of {rounds} rounds of a block stay on chip"
-    return f"the whole grid at once, two grid barriers; {rest}; {where}"
+    return f"the whole grid at once, {barriers} grid barriers; {rest}; {where}"
 
 
 def _share_read_again(plan: dict[str, Any]) -> float:
@@ -74,7 +75,9 @@ def plane_plans(
     groups = {Sets.BATCH: 1, Sets.GROUP: num_groups, Sets.INSTANCE: channels}[PLANE_OPS[op]]
     sets = channels if of_batch else samples * groups
     statistic = 8 if dtype == torch.float64 else 4
+    switches = op == "switch_norm"
     of_set = 1 + RENORMED_VALUES if op == "batch_renorm" and training else 2
+    statistics = of_set * (2 * sets + samples + channels if switches else sets) * statistic
     tensor, parameter = samples * channels * spatial * dtype.itemsize, channels * param_dtype.itemsize
     third = residual and activation  # the residual itself, which backward needs for the activation's derivative
     plans = []
@@ -88,7 +91,7 @@ def plane_plans(
             channels_last=channels_last,
             dtype=dtype,
             batch_statistics=training,
-            ordered=False,
+            ordered=switches,
             kept=(3 if third else 2) if backward else 1,
             staged=0 if backward else int(residual),
             multiprocessors=gpu.multiprocessors,
@@ -97,7 +100,7 @@ def plane_plans(
         )
         again = _share_read_again(plan)
         table = 2 * plan["entries"] * 4 * statistic if plan["team"] == "grid" and training else 0
-        small = of_set * sets * statistic + 2 * parameter + table
+        small = statistics + 2 * parameter + table
         if backward:
             inputs = (3 if third else 2) * tensor
             moved = inputs + (2 if third else 1) * tensor + small + 2 * parameter
@@ -116,7 +119,7 @@ def plane_plans(
                 cooperative=plan["cooperative"],
                 bytes=moved + reread,
                 reread_bytes=reread,
-                reason=_reason(plan, sets),
+                reason=_reason(plan, sets, "four" if switches else "two"),
             )
         )
     return plans

@@ -165,15 +165,16 @@ def explain(
     """Print how ``op`` runs on a GPU; no GPU is needed to ask.
 
     Args:
-        op: "layer_norm", "rms_norm", "add_layer_norm", "add_rms_norm", "batch_norm", "group_norm" or "instance_norm".
+        op: "layer_norm", "rms_norm", "add_layer_norm", "add_rms_norm", "batch_norm", "batch_renorm", "group_norm",
+            "instance_norm" or "switch_norm".
         shape: of the input.
         dtype: of the input.
         normalized_dims: row norms: how many of the last dimensions are normalized over.
         param_dtype: of weight and bias, where it differs from ``dtype``.
         residual_dtype, out_dtype: row norms: where they differ from ``dtype``.
         num_groups: of group_norm.
-        channels_last, training, residual, activation: of batch_norm, group_norm and instance_norm: the layout, whether
-            batch_norm takes the batch's statistics, and what is fused.
+        channels_last, training, residual, activation: of norms of feature maps: the layout, whether batch_norm and
+            batch_renorm take the batch's statistics, and what is fused.
         gpu: a name in ``GPUS``, or a ``GPU``; default: the current CUDA device, or "H100" where there is none.
         bandwidth: bytes per second to divide the bytes by; default: that of the GPU's data sheet.
 

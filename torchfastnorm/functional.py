@@ -6,6 +6,7 @@ from .ops.group_norm import group_norm
 from .ops.instance_norm import instance_norm
 from .ops.layer_norm import add_layer_norm, layer_norm
 from .ops.rms_norm import add_rms_norm, rms_norm
+from .ops.switch_norm import switch_norm
 
 __all__ = [
     "add_layer_norm",
@@ -16,4 +17,5 @@ __all__ = [
     "instance_norm",
     "layer_norm",
     "rms_norm",
+    "switch_norm",
 ]

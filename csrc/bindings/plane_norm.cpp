@@ -19,7 +19,9 @@ constexpr PlaneNormOp ops[] = {
     {"instance_norm", "InstanceNormBackward", &Backend::instance_norm_forward_workspace,
      &Backend::instance_norm_forward, &Backend::instance_norm_backward_workspace, &Backend::instance_norm_backward},
     {"batch_renorm", "BatchRenormBackward", &Backend::batch_renorm_forward_workspace, &Backend::batch_renorm_forward,
-     &Backend::batch_renorm_backward_workspace, &Backend::batch_renorm_backward}};
+     &Backend::batch_renorm_backward_workspace, &Backend::batch_renorm_backward},
+    {"switch_norm", "SwitchNormBackward", &Backend::switch_norm_forward_workspace, &Backend::switch_norm_forward,
+     &Backend::switch_norm_backward_workspace, &Backend::switch_norm_backward}};
 
 // running_mean and running_var as the backend takes them, contiguous and of one dtype: themselves, or stand-ins whose
 // values store() carries over. A negative momentum, which to the backend means the cumulative average, is torch's to
@@ -28,7 +30,7 @@ class RunningStatistics {
  public:
   RunningStatistics(const PlaneNormInputs& in, PlaneNormForward& arguments)
       : updates_(in.updates()), factor_(in.momentum.value_or(-1)), buffers_{in.running_mean, in.running_var} {
-    own_factor_ = updates_ && in.momentum && factor_ < 0;
+    own_factor_ = updates_ && in.momentum && factor_ < 0 && !in.switchable();
     arguments.momentum = own_factor_ ? 1 : factor_;
     if (updates_ && has(in.batches)) {
       bump(*in.batches);
@@ -76,6 +78,27 @@ class RunningStatistics {
   Tensor raised_;  // the number of batches, where the kernel only reads it
 };
 
+// The logits, for as long as a call lasts.
+struct Logits {
+  at::ScalarType type;
+  OptTensor of_mean, of_var;
+
+  explicit Logits(const PlaneNormInputs& in)
+      : type(common_type(in.mean_weight, in.var_weight, at::kFloat)),
+        of_mean(parameter(in.mean_weight, type)),
+        of_var(parameter(in.var_weight, type)) {}
+  Switch mix(const PlaneNormInputs& in) const {
+    if (!in.switchable()) return {};
+    return {switch_terms_of(in), !in.batch_statistics, in.moving_average, in.x.dim() == 2 && of_mean->numel() == 2,
+            dtype_of(type),      data(of_mean),        data(of_var)};
+  }
+};
+// How long mean is (interface/plane_norm.h).
+int64_t statistics_of(const PlaneNormInputs& in, const PlaneShape& shape) {
+  const int64_t sets = sets_of(in.sets_in_kernel(), shape);
+  return in.switchable() ? 2 * sets + shape.samples + shape.channels : sets;
+}
+
 const uint8_t* bytes(const OptTensor& mask) { return static_cast<const uint8_t*>(data(mask)); }
 
 template <class Arguments>
@@ -88,28 +111,36 @@ Tensor provide_workspace(int64_t bytes, const Tensor& x, Arguments& arguments) {
 
 }  // namespace
 
-const PlaneNormOp& plane_norm_op(Sets sets, bool renorms) { return ops[renorms ? 3 : static_cast<int>(sets)]; }
+const PlaneNormOp& plane_norm_op(Sets sets, bool renorms, bool switchable) {
+  return ops[switchable ? 4 : renorms ? 3 : static_cast<int>(sets)];
+}
 
 Three plane_norm_forward(const PlaneNormInputs& in, bool statistics) {
   check_inputs(in);
   const DeviceScope scope(in.x);
-  const auto& op = plane_norm_op(in.sets_in_kernel(), in.renorms());
+  const auto& op = in.op();
   const auto x = dense(in.x);
   const auto param_type = common_type(in.weight, in.bias, x.scalar_type());
   const auto weight = parameter(in.weight, param_type), bias = parameter(in.bias, param_type);
   const auto mask = mask_of_planes(in.mask, x);
   const auto residual = has(in.residual) ? OptTensor(ordered_as(x, *in.residual)) : std::nullopt;
 
+  const Logits logits(in);
+
   PlaneNormForward arguments{};
   arguments.shape = plane_shape(x, in.groups);
   Three results;
   auto& [y, mean, rstd] = results;
   y = at::empty_like(x);
-  if (statistics) {
+  if (statistics || in.switchable()) {
     const auto options = x.options().dtype(statistics_type(x.scalar_type()));
-    const auto sets = sets_of(in.sets_in_kernel(), arguments.shape);
-    mean = at::empty({sets}, options);
-    rstd = at::empty({in.corrects() ? renormed_values * sets : sets}, options);
+    const auto size = statistics_of(in, arguments.shape);
+    mean = at::empty({size}, options);
+    rstd = at::empty({in.corrects() ? renormed_values * size : size}, options);
+    if (in.switchable() && x.numel() == 0) {
+      mean.zero_(), rstd.zero_();
+      return results;
+    }
   }
   arguments.x = x.const_data_ptr();
   arguments.residual = data(residual);
@@ -120,7 +151,8 @@ Three plane_norm_forward(const PlaneNormInputs& in, bool statistics) {
   arguments.mean = output(mean);
   arguments.rstd = output(rstd);
   arguments.eps = in.eps;
-  arguments.batch_statistics = in.batch_statistics;
+  arguments.batch_statistics = in.batch_statistics || in.switchable();
+  arguments.mix = logits.mix(in);
   arguments.activation = activation_named(in.name(), in.activation);
   arguments.renorm = in.batch_statistics && x.numel() == 0 ? Renorm::None : renorm_named(in.name(), in.renorm);
   arguments.bounds = in.bounds;
@@ -133,10 +165,10 @@ Three plane_norm_forward(const PlaneNormInputs& in, bool statistics) {
   return results;
 }
 
-Four plane_norm_backward(const PlaneNormInputs& in, const Tensor& grad_y_, const Tensor& mean_, const Tensor& rstd_,
-                         at::ScalarType param_dtype, Wanted wanted) {
+Gradients plane_norm_backward(const PlaneNormInputs& in, const Tensor& grad_y_, const Tensor& mean_,
+                              const Tensor& rstd_, at::ScalarType param_dtype, Wanted wanted) {
   const auto* name = in.name();
-  const auto& op = plane_norm_op(in.sets_in_kernel(), in.renorms());
+  const auto& op = in.op();
   // This op is called by the forward's node; the checks keep a direct call from reading out of bounds.
   check_tensors(in);
   TORCH_CHECK(grad_y_.sizes() == in.x.sizes(), name, "_backward(): the gradient must have input's shape ", in.x.sizes(),
@@ -153,20 +185,29 @@ Four plane_norm_backward(const PlaneNormInputs& in, const Tensor& grad_y_, const
   const auto residual = has(in.residual) ? OptTensor(ordered_as(x, *in.residual)) : std::nullopt;
   const auto mean = mean_.expect_contiguous(), rstd = rstd_.expect_contiguous();
 
+  const Logits logits(in);
+
   PlaneNormBackward arguments{};
   arguments.shape = plane_shape(x, in.groups);
-  const auto sets = sets_of(in.sets_in_kernel(), arguments.shape);
+  const auto size = statistics_of(in, arguments.shape);
   const auto type = statistics_type(x.scalar_type());
-  TORCH_CHECK(mean->numel() == sets && rstd->numel() == (in.corrects() ? renormed_values * sets : sets) &&
+  TORCH_CHECK(mean->numel() == size && rstd->numel() == (in.corrects() ? renormed_values * size : size) &&
                   mean->scalar_type() == type && rstd->scalar_type() == type,
               name, "_backward(): mean and rstd must be what plane_norm_forward returned");
-  Four results;
-  auto& [grad_x, grad_residual, grad_weight, grad_bias] = results;
+  Gradients results;
+  auto& [grad_x, grad_residual, grad_weight, grad_bias, grad_mean_logits, grad_var_logits] = results;
   const auto param_options = x.options().dtype(param_dtype);
   if (wanted[0]) grad_x = at::empty_like(x);
   if (wanted[1]) grad_residual = at::empty_like(x);
   if (wanted[2]) grad_weight = at::empty({arguments.shape.channels}, param_options);
   if (wanted[3]) grad_bias = at::empty({arguments.shape.channels}, param_options);
+  if (in.switchable() && wanted[4]) grad_mean_logits = at::empty_like(*logits.of_mean);
+  if (in.switchable() && wanted[5]) grad_var_logits = at::empty_like(*logits.of_var);
+  if (in.switchable() && x.numel() == 0) {
+    for (const auto* t : {&grad_weight, &grad_bias, &grad_mean_logits, &grad_var_logits})
+      if (t->defined()) t->zero_();
+    return results;
+  }
   arguments.grad_y = grad_y.const_data_ptr();
   arguments.x = x.const_data_ptr();
   arguments.residual = data(residual);
@@ -179,7 +220,10 @@ Four plane_norm_backward(const PlaneNormInputs& in, const Tensor& grad_y_, const
   arguments.grad_residual = output(grad_residual);
   arguments.grad_weight = output(grad_weight);
   arguments.grad_bias = output(grad_bias);
-  arguments.batch_statistics = in.batch_statistics;
+  arguments.grad_mean_logits = output(grad_mean_logits);
+  arguments.grad_var_logits = output(grad_var_logits);
+  arguments.batch_statistics = in.batch_statistics || in.switchable();
+  arguments.mix = logits.mix(in);
   arguments.activation = activation_named(name, in.activation);
   arguments.renorm = in.corrects() && x.numel() > 0 ? renorm_named(name, in.renorm) : Renorm::None;
   arguments.type = dtype_of(x.scalar_type());

@@ -1,14 +1,16 @@
-// What the bindings of BatchNorm, BatchRenorm, GroupNorm and InstanceNorm share: one pair of inner ops for all, their
-// kernels, autograd and composite formulas. An op's own file adds its public schema and nothing else.
+// What the bindings of BatchNorm, BatchRenorm, GroupNorm, InstanceNorm and SwitchNorm share: one pair of inner ops for
+// all, their kernels, autograd and composite formulas. An op's own file adds its public schema and nothing else.
 //
 //   plane_norm_forward(input, running_mean?, running_var?, num_batches_tracked?, weight?, bias?, residual?, mask?,
-//                      sets, groups, batch_statistics, momentum?, eps, activation, renorm, bounds) -> (y, mean, rstd)
+//                      sets, groups, batch_statistics, momentum?, eps, activation, renorm, bounds, mean_weight?,
+//                      var_weight?, moving_average) -> (y, mean, rstd)
 //   plane_norm_backward(grad_y, input, mean, rstd, weight?, bias?, residual?, mask?, sets, groups, batch_statistics,
-//                       eps, activation, renorm, param_dtype, wanted)
-//                       -> (grad_input, grad_residual, grad_weight, grad_bias)
+//                       eps, activation, renorm, mean_weight?, var_weight?, param_dtype, wanted)
+//                       -> (grad_input, grad_residual, grad_weight, grad_bias, grad_mean_weight, grad_var_weight)
 //
 // `sets` is the number of a Sets; mean and rstd are flat, one element for each set (with renorm rstd is (6, sets), of
-// interface/plane_norm.h); `renorm` names a Renorm, `bounds` are its RenormBounds. The parameters' gradients come in
+// interface/plane_norm.h); `renorm` names a Renorm, `bounds` are its RenormBounds. mean_weight and var_weight, the
+// logits of a switchable norm, make both longer (interface/plane_norm.h). The parameters' gradients come in
 // param_dtype, the wider of weight's and bias's; a gradient that `wanted` does not ask for is undefined.
 //
 // Calls that write running statistics go to ops of their own, <op>_with_update, whose schemas say what is written: the
@@ -26,8 +28,9 @@
 namespace torchfastnorm::bindings {
 
 using Three = std::tuple<Tensor, Tensor, Tensor>;
-using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
-using Wanted = std::array<bool, 4>;  // grad_input, grad_residual, grad_weight, grad_bias
+// Of input, residual, weight, bias, mean_weight, var_weight.
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Wanted = std::array<bool, 6>;
 
 struct PlaneNormOp {
   const char* name;
@@ -37,7 +40,7 @@ struct PlaneNormOp {
   int64_t (*Backend::*backward_workspace)(const PlaneNormBackward&);
   void (*Backend::*backward)(const PlaneNormBackward&, Stream);
 };
-const PlaneNormOp& plane_norm_op(Sets, bool renorms);
+const PlaneNormOp& plane_norm_op(Sets, bool renorms, bool switchable);
 
 inline const OptTensor none = std::nullopt;
 
@@ -59,13 +62,18 @@ struct PlaneNormInputs {
   std::string_view activation;
   std::string_view renorm = "none";
   RenormBounds bounds = {};
+  const OptTensor& mean_weight = none;
+  const OptTensor& var_weight = none;
+  bool moving_average = true;
 
+  bool switchable() const { return has(mean_weight); }
   bool corrects() const { return renorms() && batch_statistics; }
   bool renorms() const { return renorm != "none"; }
-  const char* name() const { return plane_norm_op(sets, renorms()).name; }
+  const PlaneNormOp& op() const { return plane_norm_op(sets_in_kernel(), renorms(), switchable()); }
+  const char* name() const { return plane_norm_op(sets, renorms(), switchable()).name; }
   bool updates() const { return batch_statistics && (has(running_mean) || has(batches)); }
   // Running statistics are one pair for all samples: what they normalise is a batch norm.
-  Sets sets_in_kernel() const { return batch_statistics ? sets : Sets::Batch; }
+  Sets sets_in_kernel() const { return batch_statistics || switchable() ? sets : Sets::Batch; }
 };
 
 // The inner ops, found in the dispatcher.
@@ -73,12 +81,14 @@ using ForwardSignature = Three(const Tensor& x, const OptTensor& running_mean, c
                                const OptTensor& batches, const OptTensor& weight, const OptTensor& bias,
                                const OptTensor& residual, const OptTensor& mask, int64_t sets, int64_t groups,
                                bool batch_statistics, std::optional<double> momentum, double eps,
-                               std::string_view activation, std::string_view renorm, at::ArrayRef<double> bounds);
-using BackwardSignature = Four(const Tensor& grad_y, const Tensor& x, const Tensor& mean, const Tensor& rstd,
-                               const OptTensor& weight, const OptTensor& bias, const OptTensor& residual,
-                               const OptTensor& mask, int64_t sets, int64_t groups, bool batch_statistics, double eps,
-                               std::string_view activation, std::string_view renorm, at::ScalarType param_dtype,
-                               Wanted wanted);
+                               std::string_view activation, std::string_view renorm, at::ArrayRef<double> bounds,
+                               const OptTensor& mean_weight, const OptTensor& var_weight, bool moving_average);
+using BackwardSignature = Gradients(const Tensor& grad_y, const Tensor& x, const Tensor& mean, const Tensor& rstd,
+                                    const OptTensor& weight, const OptTensor& bias, const OptTensor& residual,
+                                    const OptTensor& mask, int64_t sets, int64_t groups, bool batch_statistics,
+                                    double eps, std::string_view activation, std::string_view renorm,
+                                    const OptTensor& mean_weight, const OptTensor& var_weight,
+                                    at::ScalarType param_dtype, Wanted wanted);
 const c10::TypedOperatorHandle<ForwardSignature>& plane_norm_forward_op(bool updates);
 const c10::TypedOperatorHandle<BackwardSignature>& plane_norm_backward_op();
 
@@ -91,23 +101,24 @@ Renorm renorm_named(const char* op, std::string_view name);
 std::array<double, 6> list_of(const RenormBounds&);
 RenormBounds bounds_of(const char* op, at::ArrayRef<double> list);
 Sets sets_named(int64_t number);
+uint8_t switch_terms_of(const PlaneNormInputs&);  // SwitchTerms
 
 // plane_norm.cpp: check, allocate, run the backend. Without statistics mean and rstd are neither computed nor returned.
 Three plane_norm_forward(const PlaneNormInputs&, bool statistics);
-Four plane_norm_backward(const PlaneNormInputs&, const Tensor& grad_y, const Tensor& mean, const Tensor& rstd,
-                         at::ScalarType param_dtype, Wanted wanted);
+Gradients plane_norm_backward(const PlaneNormInputs&, const Tensor& grad_y, const Tensor& mean, const Tensor& rstd,
+                              at::ScalarType param_dtype, Wanted wanted);
 
 // plane_norm_autograd.cpp: the Autograd kernels. `without_graph` calls the public op below autograd.
 Tensor plane_norm_autograd(const PlaneNormInputs&, c10::function_ref<Tensor()> without_graph);
 Three plane_norm_forward_autograd(const PlaneNormInputs&);
-Four plane_norm_backward_autograd(const PlaneNormInputs&, const Tensor& grad_y, const Tensor& mean, const Tensor& rstd,
-                                  at::ScalarType param_dtype, Wanted wanted);
+Gradients plane_norm_backward_autograd(const PlaneNormInputs&, const Tensor& grad_y, const Tensor& mean,
+                                       const Tensor& rstd, at::ScalarType param_dtype, Wanted wanted);
 
 // plane_norm_composite.cpp: the formulas in ATen operations, for torch.func transforms, forward-mode AD and, because
 // torch differentiates them again, for every further derivative.
 Tensor plane_norm_composite(const PlaneNormInputs&);
-Four plane_norm_backward_composite(const PlaneNormInputs&, const Tensor& grad_y, const Tensor& mean, const Tensor& rstd,
-                                   at::ScalarType param_dtype, Wanted wanted);
+Gradients plane_norm_backward_composite(const PlaneNormInputs&, const Tensor& grad_y, const Tensor& mean,
+                                        const Tensor& rstd, at::ScalarType param_dtype, Wanted wanted);
 
 // "Tensor(a!)?" becomes "Tensor?".
 std::string without_aliases(std::string schema);

@@ -57,12 +57,35 @@ void check_mask(const PlaneNormInputs& in) {
               "; add a dimension of size one ", "for the channels, as in mask[:, None]");
 }
 
+void check_switch(const PlaneNormInputs& in) {
+  const auto* name = in.name();
+  const OptTensor* const weights[] = {&in.mean_weight, &in.var_weight};
+  for (int i = 0; i < 2; ++i) {
+    const char* argument = i == 0 ? "mean_weight" : "var_weight";
+    const auto& weight = *weights[i];
+    TORCH_CHECK(has(weight) && weight->dim() == 1 && (weight->size(0) == 2 || weight->size(0) == 3), name,
+                "(): ", argument, " must be a vector of two or three elements, but has shape ",
+                has(weight) ? weight->sizes() : at::IntArrayRef{}, "; three are for instance, layer, batch");
+    check_parameter(name, argument, weight, in.x);
+  }
+  TORCH_CHECK(in.mean_weight->size(0) == in.var_weight->size(0), name, "(): mean_weight and var_weight must be of one ",
+              "length, but have ", in.mean_weight->size(0), " and ", in.var_weight->size(0), " elements");
+  TORCH_CHECK(in.sets == Sets::Instance && !has(in.mask), name,
+              "(): a switchable norm is for sets 2 (instance), "
+              "without mask");
+  const bool batch = switch_terms_of(in) & SwitchBatch;
+  TORCH_CHECK(batch || !has(in.running_mean), name, "(): two weights are for instance and layer: there are no running ",
+              "statistics; pass None, or three weights");
+  TORCH_CHECK(!batch || in.batch_statistics || has(in.running_mean), name, "(): running_mean and running_var must be ",
+              "defined in evaluation mode; pass them, or training=True");
+}
+
 void check_running(const PlaneNormInputs& in) {
   const bool mean = has(in.running_mean), var = has(in.running_var);
-  if (in.sets == Sets::Instance)
+  if (in.sets == Sets::Instance && !in.switchable())
     TORCH_CHECK(in.batch_statistics || (mean && var), "Expected running_mean and running_var to be defined when ",
                 "use_input_stats is false in instance_norm(); pass them, or use_input_stats=True");
-  if (!in.batch_statistics) {
+  if (!in.batch_statistics && !in.switchable()) {
     TORCH_CHECK(mean, "running_mean must be defined in evaluation mode; pass it to batch_norm(), or training=True");
     TORCH_CHECK(var, "running_var must be defined in evaluation mode; pass it to batch_norm(), or training=True");
   }
@@ -108,6 +131,11 @@ RenormBounds bounds_of(const char* op, at::ArrayRef<double> list) {
   return {list[0], list[1], list[2], list[3], list[4], list[5]};
 }
 
+uint8_t switch_terms_of(const PlaneNormInputs& in) {
+  if (in.mean_weight->size(0) == 3) return SwitchInstance | SwitchLayer | SwitchBatch;
+  return in.x.dim() == 2 ? SwitchLayer | SwitchBatch : SwitchInstance | SwitchLayer;
+}
+
 Sets sets_named(int64_t number) {
   TORCH_CHECK_VALUE(number >= 0 && number < 3, "plane_norm(): unknown sets ", number,
                     "; 0 (batch), 1 (group) or 2 (instance)");
@@ -149,12 +177,13 @@ void check_tensors(const PlaneNormInputs& in) {
   activation_named(name, in.activation);
   renorm_named(name, in.renorm);
   TORCH_CHECK(!in.renorms() || in.sets == Sets::Batch, "plane_norm(): renorm is for sets 0 (batch)");
+  if (in.switchable()) check_switch(in);
 }
 
 void check_inputs(const PlaneNormInputs& in) {
   const auto& x = in.x;
   const auto several = [&](const c10::SymInt& elements) { return elements.sym_ne(1).expect_true(__FILE__, __LINE__); };
-  if (in.batch_statistics && in.sets == Sets::Instance)
+  if (in.batch_statistics && in.sets == Sets::Instance && !in.switchable())
     TORCH_CHECK_VALUE(several(spatial_of(x)), "Expected more than 1 spatial element when training, got input size ",
                       x.sym_sizes(), " in instance_norm(); use_input_stats=False normalizes with running statistics");
   if (in.batch_statistics && in.sets == Sets::Batch && x.dim() > 0)
@@ -186,9 +215,11 @@ void check_plane_norm(const Tensor& x, const OptTensor& running_mean, const OptT
                       const OptTensor& batches, const OptTensor& weight, const OptTensor& bias,
                       const OptTensor& residual, const OptTensor& mask, int64_t sets, int64_t groups,
                       bool batch_statistics, std::optional<double> momentum, double eps, const std::string& activation,
-                      const std::string& renorm, std::vector<double> bounds) {
+                      const std::string& renorm, std::vector<double> bounds, const OptTensor& mean_weight,
+                      const OptTensor& var_weight, bool moving_average) {
   check_inputs({x, running_mean, running_var, batches, weight, bias, residual, mask, sets_named(sets), groups,
-                batch_statistics, momentum, eps, activation, renorm, bounds_of("check_plane_norm", bounds)});
+                batch_statistics, momentum, eps, activation, renorm, bounds_of("check_plane_norm", bounds), mean_weight,
+                var_weight, moving_average});
 }
 
 const ModulePart part([](py::module_& m) {

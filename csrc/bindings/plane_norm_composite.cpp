@@ -79,7 +79,10 @@ Tensor plane_norm_composite(const PlaneNormInputs& in) {
   const Planes planes(in);
   const auto x = planes.planes(in.x);
   Normalized n;
-  if (in.batch_statistics) {
+  if (in.switchable()) {
+    const auto s = switch_statistics(planes, x);
+    n.x_hat = (x - s.mean) * s.rstd, n.mean = s.batch_mean, n.var = s.batch_var;
+  } else if (in.batch_statistics) {
     n = normalize(planes, x, in.eps);
     if (in.renorms()) {
       const auto [r, d] = renorm_correction(planes, n.mean.detach(), n.var.detach());
@@ -95,13 +98,17 @@ Tensor plane_norm_composite(const PlaneNormInputs& in) {
   return y;
 }
 
-Four plane_norm_backward_composite(const PlaneNormInputs& in, const Tensor& grad_y, const Tensor& mean,
-                                   const Tensor& rstd, at::ScalarType param_dtype, Wanted wanted) {
+Gradients plane_norm_backward_composite(const PlaneNormInputs& in, const Tensor& grad_y, const Tensor& mean,
+                                        const Tensor& rstd, at::ScalarType param_dtype, Wanted wanted) {
   const Planes planes(in);
   const auto x = planes.planes(in.x);
   Normalized n;
   Renormed c;
-  if (in.batch_statistics) {
+  Switched s;
+  if (in.switchable()) {
+    s = switch_statistics(planes, x);
+    n.x_hat = (x - s.mean) * s.rstd;
+  } else if (in.batch_statistics) {
     n = normalize(planes, x, in.eps);
     if (in.renorms()) {
       const auto saved = rstd.reshape_symint({renormed_values, -1});
@@ -114,9 +121,14 @@ Four plane_norm_backward_composite(const PlaneNormInputs& in, const Tensor& grad
   }
   auto g = planes.counted(planes.planes(grad_y));
   if (planes.activation() != Activation::None) g = through_activation(planes.activation(), g, planes.shifted(n.x_hat));
-  Four results;
-  auto& [grad_x, grad_residual, grad_weight, grad_bias] = results;
-  if (wanted[0]) {
+  Gradients results;
+  auto& [grad_x, grad_residual, grad_weight, grad_bias, grad_mean_weight, grad_var_weight] = results;
+  if (in.switchable()) {
+    const auto grads = switch_gradients(planes, s, x, n.x_hat, planes.scaled(g));
+    if (wanted[0]) grad_x = planes.as_input(grads.x, in.x.scalar_type());
+    if (wanted[4]) grad_mean_weight = grads.mean_weight;
+    if (wanted[5]) grad_var_weight = grads.var_weight;
+  } else if (wanted[0]) {
     auto rest = planes.scaled(g);
     if (in.corrects()) {
       const auto average = planes.mean(rest), product = planes.mean(rest * n.deviation * c.scale);

@@ -26,6 +26,25 @@ std::pair<Tensor, Tensor> renorm_correction(const Planes&, const Tensor& mean, c
 Tensor renorm_running_rstd(const Planes&);
 Tensor renorm_target(const Planes&, const Tensor& var);
 
+// Switchable normalization (switch_norm_composite.cpp).
+struct SwitchTermTensors {
+  Tensor mean, var;
+  int64_t dim;    // along which planes share it; -1: each has its own
+  double factor;  // of its variance
+  bool constant;
+};
+struct Switched {
+  std::vector<SwitchTermTensors> terms;  // those there are
+  SwitchTermTensors plane;
+  Tensor p, q, mean, rstd, batch_mean, batch_var;
+};
+Switched switch_statistics(const Planes&, const Tensor& x);
+struct SwitchGradients {
+  Tensor x, mean_weight, var_weight;
+};
+// g: of x_hat
+SwitchGradients switch_gradients(const Planes&, const Switched&, const Tensor& x, const Tensor& x_hat, const Tensor& g);
+
 // The common shape, and the sums over a set and over a channel.
 class Planes {
  public:
@@ -83,15 +102,21 @@ class Planes {
     if (!has(in_.running_mean) || in_.x.sym_numel() == 0) return;  // of an empty batch nothing is learnt
     const auto update = [&](const Tensor& running, const Tensor& statistic) {
       const auto average = statistic.mean(at::IntArrayRef{0}).reshape_symint({channels_}).to(running.scalar_type());
-      if (factor.defined())
+      if (!in_.moving_average)
+        running.add_(average);
+      else if (factor.defined())
         running.add_((average - running) * factor);
       else
         running.mul_(1 - *in_.momentum).add_(average, *in_.momentum);
     };
     update(*in_.running_mean, mean);
-    update(*in_.running_var, in_.renorms() ? renorm_target(*this, var) : var * bessel());
+    auto target = var;
+    if (!in_.switchable()) target = in_.renorms() ? renorm_target(*this, var) : var * bessel();
+    if (!in_.moving_average) target = var + mean * mean;
+    update(*in_.running_var, target);
   }
 
+  const Tensor& elements() const { return count_; }  // of a set
   Tensor bessel() const { return count_ / (count_ - 1).clamp_min(1); }
   const PlaneNormInputs& inputs() const { return in_; }
 

@@ -8,14 +8,16 @@ struct Forward {
   static constexpr const char* schema =
       "(Tensor input, Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, "
       "Tensor? weight, Tensor? bias, Tensor? residual, Tensor? mask, int sets, int groups, bool batch_statistics, "
-      "float? momentum, float eps, str activation, str renorm, float[] bounds) -> (Tensor, Tensor, Tensor)";
+      "float? momentum, float eps, str activation, str renorm, float[] bounds, Tensor? mean_weight, "
+      "Tensor? var_weight, bool moving_average) -> (Tensor, Tensor, Tensor)";
 
   template <auto function, bool may_write>
   static Three run(const Tensor& x, const OptTensor& running_mean, const OptTensor& running_var,
                    const OptTensor& batches, const OptTensor& weight, const OptTensor& bias, const OptTensor& residual,
                    const OptTensor& mask, int64_t sets, int64_t groups, bool batch_statistics,
                    std::optional<double> momentum, double eps, std::string_view activation, std::string_view renorm,
-                   at::ArrayRef<double> bounds) {
+                   at::ArrayRef<double> bounds, const OptTensor& mean_weight, const OptTensor& var_weight,
+                   bool moving_average) {
     const PlaneNormInputs in{x,
                              running_mean,
                              running_var,
@@ -31,7 +33,10 @@ struct Forward {
                              eps,
                              activation,
                              renorm,
-                             bounds_of("plane_norm_forward", bounds)};
+                             bounds_of("plane_norm_forward", bounds),
+                             mean_weight,
+                             var_weight,
+                             moving_average};
     if (!may_write) check_writes_nothing(in);
     return function(in);
   }
@@ -51,13 +56,24 @@ struct Forward {
 };
 
 template <auto function>
-Four run_backward(const Tensor& grad_y, const Tensor& x, const Tensor& mean, const Tensor& rstd,
-                  const OptTensor& weight, const OptTensor& bias, const OptTensor& residual, const OptTensor& mask,
-                  int64_t sets, int64_t groups, bool batch_statistics, double eps, std::string_view activation,
-                  std::string_view renorm, at::ScalarType param_dtype, Wanted wanted) {
-  const PlaneNormInputs in{
-      x,  none, none,       none,  weight, bias, residual, mask, sets_named(sets), groups, batch_statistics,
-      0., eps,  activation, renorm};
+Gradients run_backward(const Tensor& grad_y, const Tensor& x, const Tensor& mean, const Tensor& rstd,
+                       const OptTensor& weight, const OptTensor& bias, const OptTensor& residual, const OptTensor& mask,
+                       int64_t sets, int64_t groups, bool batch_statistics, double eps, std::string_view activation,
+                       std::string_view renorm, const OptTensor& mean_weight, const OptTensor& var_weight,
+                       at::ScalarType param_dtype, Wanted wanted) {
+  const PlaneNormInputs in{.x = x,
+                           .weight = weight,
+                           .bias = bias,
+                           .residual = residual,
+                           .mask = mask,
+                           .sets = sets_named(sets),
+                           .groups = groups,
+                           .batch_statistics = batch_statistics,
+                           .eps = eps,
+                           .activation = activation,
+                           .renorm = renorm,
+                           .mean_weight = mean_weight,
+                           .var_weight = var_weight};
   return function(in, grad_y, mean, rstd, param_dtype, wanted);
 }
 
@@ -67,7 +83,8 @@ TORCH_LIBRARY_FRAGMENT(torchfastnorm, m) {
   m.def(
       "plane_norm_backward(Tensor grad_y, Tensor input, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias, "
       "Tensor? residual, Tensor? mask, int sets, int groups, bool batch_statistics, float eps, str activation, "
-      "str renorm, ScalarType param_dtype, bool[4] wanted) -> (Tensor, Tensor, Tensor, Tensor)",
+      "str renorm, Tensor? mean_weight, Tensor? var_weight, ScalarType param_dtype, bool[6] wanted) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
       {at::Tag::pt2_compliant_tag});
   implement(m, "plane_norm_backward", &run_backward<&plane_norm_backward>, &run_backward<&plane_norm_backward_autograd>,
             &run_backward<&plane_norm_backward_composite>);

@@ -83,6 +83,10 @@ const Backend backend = {"cpu",
                          instance_norm_forward_workspace,
                          instance_norm_forward,
                          instance_norm_backward_workspace,
-                         instance_norm_backward};
+                         instance_norm_backward,
+                         switch_norm_forward_workspace,
+                         switch_norm_forward,
+                         switch_norm_backward_workspace,
+                         switch_norm_backward};
 
 }  // namespace torchfastnorm::cpu

@@ -3,6 +3,7 @@
 #include "plane_backward_first.h"
 #include "plane_backward_last.h"
 #include "plane_short.h"
+#include "plane_switch.h"
 
 namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET {
 
@@ -46,6 +47,7 @@ inline PlaneBackwardKernels plane_backward_kernels(const PlaneBackwardCall& call
     const bool by_tiles = short_planes(call.geometry, call.arguments->mask);
     using First = FirstBackward<decltype(element)>;
     using Last = LastBackward<decltype(element)>;
+    using Mix = SwitchBackward<Accumulator<decltype(element)>>;
     return {by_tiles ? ShortBackward<decltype(element)>::sets : First::sets,
             First::blocks,
             First::finish,
@@ -56,7 +58,9 @@ inline PlaneBackwardKernels plane_backward_kernels(const PlaneBackwardCall& call
             Last::finish,
             Last::tiles,
             parameter_gradients,
-            shift_bias<Accumulator<decltype(element)>>};
+            shift_bias<Accumulator<decltype(element)>>,
+            {Mix::samples, Mix::channels, Mix::planes},
+            Mix::logits};
   });
 }
 

@@ -208,12 +208,12 @@ struct FirstBackward {
     }
   }
 
-  static void finish(const Call& call) {
+  static void finish(const Call& call, int64_t begin, int64_t end) {
     const PlaneGeometry& g = call.geometry;
     const int64_t blocks = cut_of(g.slab_samples, g.spatial).blocks;
-    const GradientSums* next = call.of_blocks;
     for (int64_t slab = 0; slab < g.slabs; ++slab)
-      for (int64_t group = 0; group < g.groups; ++group) {
+      for (int64_t group = begin; group < end; ++group) {
+        const GradientSums* next = call.of_blocks + (slab * g.channels + group * g.per_set) * blocks;
         GradientSums of_set{};
         for (int64_t channel = group * g.per_set; channel < (group + 1) * g.per_set; ++channel) {
           GradientSums sums{};

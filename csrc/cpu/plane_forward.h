@@ -3,6 +3,7 @@
 #include "plane_forward_first.h"
 #include "plane_forward_last.h"
 #include "plane_short.h"
+#include "plane_switch.h"
 
 namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET {
 
@@ -47,6 +48,7 @@ inline PlaneForwardKernels plane_forward_kernels(const PlaneForwardCall& call) {
     const bool by_tiles = short_planes(call.geometry, call.arguments->mask);
     using First = FirstForward<T>;
     using Last = LastForward<T>;
+    using Mix = SwitchForward<Accumulator<T>>;
     return {running_statistics<Accumulator<T>>,
             update_running,
             by_tiles ? ShortForward<T>::sets : First::sets,
@@ -57,7 +59,8 @@ inline PlaneForwardKernels plane_forward_kernels(const PlaneForwardCall& call) {
             Last::slabs,
             Last::moments,
             Last::finish,
-            Last::tiles};
+            Last::tiles,
+            {Mix::samples, Mix::channels, Mix::planes}};
   });
 }
 

@@ -139,10 +139,10 @@ struct FirstForward {
     }
   }
 
-  static void finish(const Call& call) {
+  static void finish(const Call& call, int64_t begin, int64_t end) {
     const PlaneGeometry& g = call.geometry;
     const Cut cut = cut_of(planes_of(g, 0, 0, g.per_set).count, g.spatial);
-    for (int64_t set = 0; set < g.sets(); ++set) {
+    for (int64_t set = begin; set < end; ++set) {
       Moments moments{};
       for (int64_t block = 0; block < cut.blocks; ++block)
         moments = merge_two(moments, call.of_blocks[set * cut.blocks + block]);

@@ -123,19 +123,28 @@ struct PlaneForwardCall {
   double* counts;               // channels last, in phases: (slabs, chunks)
 };
 
+// Switchable normalization, of samples, channels, samples; the first two in any order.
+template <class CALL>
+struct SwitchSteps {
+  void (*samples)(const CALL&, int64_t begin, int64_t end);
+  void (*channels)(const CALL&, int64_t begin, int64_t end);
+  void (*planes)(const CALL&, int64_t begin, int64_t end);
+};
+
 // [begin, end) counts sets, blocks, ... of the whole call, the last in the name fastest.
 struct PlaneForwardKernels {
   void (*running_statistics)(const PlaneForwardCall&);  // mean, rstd from running_mean, running_var
   void (*update_running)(const PlaneForwardCall&, double momentum);
-  void (*first_sets)(const PlaneForwardCall&, int64_t begin, int64_t end);     // complete
-  void (*first_moments)(const PlaneForwardCall&, int64_t begin, int64_t end);  // blocks
-  void (*first_finish)(const PlaneForwardCall&);
+  void (*first_sets)(const PlaneForwardCall&, int64_t begin, int64_t end);                 // complete
+  void (*first_moments)(const PlaneForwardCall&, int64_t begin, int64_t end);              // blocks
+  void (*first_finish)(const PlaneForwardCall&, int64_t begin, int64_t end);               // sets
   void (*first_apply)(const PlaneForwardCall&, int64_t begin, int64_t end);                // pieces of planes
   int64_t (*last_scratch)(const PlaneGeometry&);                                           // bytes, of one thread
   void (*last_slabs)(const PlaneForwardCall&, int64_t begin, int64_t end, void* scratch);  // complete
   void (*last_moments)(const PlaneForwardCall&, int64_t begin, int64_t end);               // tiles of chunks
   void (*last_finish)(const PlaneForwardCall&, int64_t slab, void* scratch);
   void (*last_apply)(const PlaneForwardCall&, int64_t begin, int64_t end);  // tiles of chunks
+  SwitchSteps<PlaneForwardCall> mix;                                        // from of_sets to mean and rstd
 };
 
 struct PlaneBackwardCall {
@@ -148,23 +157,27 @@ struct PlaneBackwardCall {
   double* of_parts;           // (slab parts, 2, channels): sums of g * x_hat and of g
   GradientSums* of_blocks;    // channels first, in phases: (slabs, channels, blocks)
   double* of_chunks;          // channels last, in phases: (slabs, chunks, 2, channels): sums of g * (x - mean), g
+  GradientSums* of_planes;    // switchable: (sets) sums of g * weight, else null
+  double* of_groups;          // switchable: (2 * samples + 4 * channels), see plane_switch.h
   bool sums, apply;           // are the sums needed; is grad_x or grad_residual
   bool keeps_g;               // the sums' pass writes g into grad_residual, and apply reads it there: with a ReLU g is
                               // grad_y or 0, which no type rounds, and neither residual nor activation is needed again
 };
 
 struct PlaneBackwardKernels {
-  void (*first_sets)(const PlaneBackwardCall&, int64_t begin, int64_t end);  // groups of slab parts, complete
-  void (*first_sums)(const PlaneBackwardCall&, int64_t begin, int64_t end);  // blocks of channels
-  void (*first_finish)(const PlaneBackwardCall&);
-  void (*first_apply)(const PlaneBackwardCall&, int64_t begin, int64_t end);                // pieces of planes
-  int64_t (*last_scratch)(const PlaneGeometry&);                                            // bytes, of one thread
+  void (*first_sets)(const PlaneBackwardCall&, int64_t begin, int64_t end);    // groups of slab parts, complete
+  void (*first_sums)(const PlaneBackwardCall&, int64_t begin, int64_t end);    // blocks of channels
+  void (*first_finish)(const PlaneBackwardCall&, int64_t begin, int64_t end);  // groups
+  void (*first_apply)(const PlaneBackwardCall&, int64_t begin, int64_t end);   // pieces of planes
+  int64_t (*last_scratch)(const PlaneGeometry&);                               // bytes, of one thread
   void (*last_parts)(const PlaneBackwardCall&, int64_t begin, int64_t end, void* scratch);  // of slabs, complete
   void (*last_sums)(const PlaneBackwardCall&, int64_t begin, int64_t end);                  // tiles of chunks
   void (*last_finish)(const PlaneBackwardCall&, int64_t slab, void* scratch);
   void (*last_apply)(const PlaneBackwardCall&, int64_t begin, int64_t end);  // tiles of chunks
   void (*parameters)(const PlaneBackwardCall&);                              // grad_weight, grad_bias from of_parts
   void (*shift_bias)(const PlaneBackwardCall&);                              // with renorm: as forward did
+  SwitchSteps<PlaneBackwardCall> mix;                                        // from of_planes to coefficients
+  void (*logits)(const PlaneBackwardCall&);                                  // grad_mean_logits, grad_var_logits
 };
 
 struct PlaneKernels {

@@ -204,6 +204,10 @@ TFN_INLINE void finish_set(const PlaneForwardCall& call, int64_t set, const Mome
 //   rstd * (g * weight - mean_g - x_hat * mean_g_x_hat) = rstd * weight * g + of_d * (x - mean) + constant
 template <class A>
 TFN_INLINE void finish_set(const PlaneBackwardCall& call, int64_t set, const GradientSums& sums, double count) {
+  if (call.of_planes) {
+    call.of_planes[set] = sums;
+    return;
+  }
   const double rstd = double(static_cast<const A*>(call.arguments->rstd)[set]);
   const bool constant = !call.arguments->batch_statistics || count == 0;
   A* const coefficients = static_cast<A*>(call.coefficients) + 2 * set;

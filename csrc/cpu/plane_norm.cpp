@@ -67,7 +67,19 @@ const void* widened(const void* parameter, DType type, DType stat, int64_t chann
   return to;
 }
 
-bool in_phases(const PlaneGeometry& g, bool first) { return first ? g.sets() <= kMostSets : g.slabs <= kMostSlabs; }
+// What is switchable can do with nothing else.
+template <class ARGUMENTS>
+bool in_phases(const ARGUMENTS& a, const PlaneGeometry& g) {
+  return a.mix.terms || (channels_first(a) ? g.sets() <= kMostSets : g.slabs <= kMostSlabs);
+}
+
+template <class CALL>
+void mix_sets(const CALL& call, const SwitchSteps<CALL>& steps) {
+  const PlaneGeometry& g = call.geometry;
+  parallel_for(g.slabs, g.channels, [&](int64_t begin, int64_t end) { steps.samples(call, begin, end); });
+  parallel_for(g.channels, g.slabs, [&](int64_t begin, int64_t end) { steps.channels(call, begin, end); });
+  parallel_for(g.slabs, g.channels, [&](int64_t begin, int64_t end) { steps.planes(call, begin, end); });
+}
 
 PlaneForwardCall prepare(const PlaneNormForward& a, Sets sets, Workspace& workspace) {
   const DType stat = accumulator_of(a.type);
@@ -84,8 +96,8 @@ PlaneForwardCall prepare(const PlaneNormForward& a, Sets sets, Workspace& worksp
   call.limits = {a.bounds.r_max, a.bounds.d_max};
   if (renorm && a.batches) call.limits = limits_at<double>(double(*a.batches), a.bounds);
   if (!a.batch_statistics) return call;
-  if (a.running_mean) call.of_sets = workspace.take<Moments>(g.sets() * int64_t(sizeof(Moments)));
-  if (!in_phases(g, channels_first(a))) return call;
+  if (a.running_mean || a.mix.terms) call.of_sets = workspace.take<Moments>(g.sets() * int64_t(sizeof(Moments)));
+  if (!in_phases(a, g)) return call;
   if (channels_first(a)) {
     const int64_t blocks = g.sets() * cut_of(planes_of(g, 0, 0, g.per_set).count, g.spatial).blocks;
     call.of_blocks = workspace.take<Moments>(blocks * int64_t(sizeof(Moments)));
@@ -100,13 +112,16 @@ void forward_first(const PlaneForwardCall& call, const PlaneForwardKernels& kern
   const PlaneGeometry& g = call.geometry;
   const int64_t set_elements = g.rows() * g.per_set;
   if (call.arguments->batch_statistics) {
-    if (!in_phases(g, true) || short_planes(g, call.arguments->mask) || shared_evenly(g.sets()))
+    const bool complete =
+        !in_phases(*call.arguments, g) || short_planes(g, call.arguments->mask) || shared_evenly(g.sets());
+    if (complete && !call.arguments->mix.terms)
       return parallel_for(g.sets(), set_elements,
                           [&](int64_t begin, int64_t end) { kernels.first_sets(call, begin, end); });
     const int64_t blocks = cut_of(planes_of(g, 0, 0, g.per_set).count, g.spatial).blocks;
     parallel_for(g.sets() * blocks, set_elements / blocks,
                  [&](int64_t begin, int64_t end) { kernels.first_moments(call, begin, end); });
-    kernels.first_finish(call);
+    parallel_for(g.sets(), blocks, [&](int64_t begin, int64_t end) { kernels.first_finish(call, begin, end); });
+    if (call.arguments->mix.terms) mix_sets(call, kernels.mix);
   }
   const int64_t pieces = block_count(g.spatial);
   parallel_for(g.slabs * g.slab_samples * g.channels * pieces, g.spatial / pieces,
@@ -118,7 +133,7 @@ void forward_last(const PlaneForwardCall& call, const PlaneForwardKernels& kerne
   const int64_t chunks = g.slabs * chunk_count(g), tiles = chunks * tile_count(g);
   const int64_t tile_elements = std::min(g.rows(), chunk_rows(g)) * std::min(g.channels, kTile);
   if (call.arguments->batch_statistics) {
-    if (!in_phases(g, false) || (!g.batch && shared_evenly(g.slabs)))
+    if (!in_phases(*call.arguments, g) || (!g.batch && !call.arguments->mix.terms && shared_evenly(g.slabs)))
       return parallel_for(g.slabs, g.rows() * g.channels, [&](int64_t begin, int64_t end) {
         std::vector<char> scratch(size_t(kernels.last_scratch(g)));
         kernels.last_slabs(call, begin, end, scratch.data());
@@ -128,6 +143,7 @@ void forward_last(const PlaneForwardCall& call, const PlaneForwardKernels& kerne
       std::vector<char> scratch(size_t(kernels.last_scratch(g)));
       for (int64_t slab = begin; slab < end; ++slab) kernels.last_finish(call, slab, scratch.data());
     });
+    if (call.arguments->mix.terms) mix_sets(call, kernels.mix);
   }
   parallel_for(tiles, tile_elements, [&](int64_t begin, int64_t end) { kernels.last_apply(call, begin, end); });
 }
@@ -147,7 +163,11 @@ PlaneBackwardCall prepare(const PlaneNormBackward& a, Sets sets, Workspace& work
   call.coefficients = workspace.take(g.sets() * 2 * size_of(stat));
   call.counts = workspace.take<double>(g.slabs * 8);
   call.of_parts = workspace.take<double>(slab_parts(g) * 2 * g.channels * 8);
-  if (!in_phases(g, channels_first(a))) return call;
+  if (a.mix.terms) {
+    call.of_planes = workspace.take<GradientSums>(g.sets() * int64_t(sizeof(GradientSums)));
+    call.of_groups = workspace.take<double>((2 * g.slabs + 4 * g.channels) * 8);
+  }
+  if (!in_phases(a, g)) return call;
   if (channels_first(a)) {
     const int64_t blocks = g.slabs * g.channels * cut_of(g.slab_samples, g.spatial).blocks;
     call.of_blocks = workspace.take<GradientSums>(blocks * int64_t(sizeof(GradientSums)));
@@ -160,19 +180,21 @@ PlaneBackwardCall prepare(const PlaneNormBackward& a, Sets sets, Workspace& work
 void backward_first(const PlaneBackwardCall& call, const PlaneBackwardKernels& kernels) {
   const PlaneGeometry& g = call.geometry;
   const int64_t sets = slab_parts(g) * g.groups, set_elements = slabs_per_part(g) * g.rows() * g.per_set;
-  if (!in_phases(g, true) || short_planes(g, call.arguments->mask) || shared_evenly(sets))
+  const bool complete = !in_phases(*call.arguments, g) || short_planes(g, call.arguments->mask) || shared_evenly(sets);
+  if (complete && !call.arguments->mix.terms)
     return parallel_for(sets, set_elements, [&](int64_t begin, int64_t end) { kernels.first_sets(call, begin, end); });
   const int64_t blocks = g.slabs * g.channels * cut_of(g.slab_samples, g.spatial).blocks;
   const int64_t block_elements = g.slabs * g.channels * g.rows() / blocks;
   parallel_for(blocks, block_elements, [&](int64_t begin, int64_t end) { kernels.first_sums(call, begin, end); });
-  kernels.first_finish(call);
+  parallel_for(g.groups, g.slabs, [&](int64_t begin, int64_t end) { kernels.first_finish(call, begin, end); });
+  if (call.arguments->mix.terms) mix_sets(call, kernels.mix);
   if (call.apply && call.arguments->batch_statistics)
     parallel_for(blocks, block_elements, [&](int64_t begin, int64_t end) { kernels.first_apply(call, begin, end); });
 }
 
 void backward_last(const PlaneBackwardCall& call, const PlaneBackwardKernels& kernels) {
   const PlaneGeometry& g = call.geometry;
-  if (!in_phases(g, false) || (!g.batch && shared_evenly(slab_parts(g))))
+  if (!in_phases(*call.arguments, g) || (!g.batch && !call.arguments->mix.terms && shared_evenly(slab_parts(g))))
     return parallel_for(slab_parts(g), slabs_per_part(g) * g.rows() * g.channels, [&](int64_t begin, int64_t end) {
       std::vector<char> scratch(size_t(kernels.last_scratch(g)));
       kernels.last_parts(call, begin, end, scratch.data());
@@ -180,9 +202,13 @@ void backward_last(const PlaneBackwardCall& call, const PlaneBackwardKernels& ke
   const int64_t tiles = g.slabs * chunk_count(g) * tile_count(g);
   const int64_t tile_elements = std::min(g.rows(), chunk_rows(g)) * std::min(g.channels, kTile);
   parallel_for(tiles, tile_elements, [&](int64_t begin, int64_t end) { kernels.last_sums(call, begin, end); });
-  // One after the other: slabs may add to the same part.
-  std::vector<char> scratch(size_t(kernels.last_scratch(g)));
-  for (int64_t slab = 0; slab < g.slabs; ++slab) kernels.last_finish(call, slab, scratch.data());
+  // The slabs of a part one after the other.
+  parallel_for(slab_parts(g), slabs_per_part(g) * g.channels, [&](int64_t begin, int64_t end) {
+    std::vector<char> scratch(size_t(kernels.last_scratch(g)));
+    for (int64_t slab = begin * slabs_per_part(g); slab < end * slabs_per_part(g) && slab < g.slabs; ++slab)
+      kernels.last_finish(call, slab, scratch.data());
+  });
+  if (call.arguments->mix.terms) mix_sets(call, kernels.mix);
   if (call.apply && call.arguments->batch_statistics)
     parallel_for(tiles, tile_elements, [&](int64_t begin, int64_t end) { kernels.last_apply(call, begin, end); });
 }
@@ -212,7 +238,7 @@ void plane_norm_forward(const PlaneNormForward& a, Sets sets, Stream) {
   const PlaneForwardKernels kernels = plane_kernels().forward(call);
   if (!a.batch_statistics) kernels.running_statistics(call);
   if (nothing_to_read(a)) {
-    if (a.batch_statistics) kernels.first_finish(call);
+    if (a.batch_statistics) kernels.first_finish(call, 0, call.geometry.sets());
   } else if (channels_first(a)) {
     forward_first(call, kernels);
   } else {
@@ -220,7 +246,8 @@ void plane_norm_forward(const PlaneNormForward& a, Sets sets, Stream) {
   }
   if (!a.batch_statistics) return;
   const double momentum = a.renorm == Renorm::None ? weight_of(a.momentum, a.batches) : a.momentum;
-  if (a.running_mean && !nothing_to_read(a)) kernels.update_running(call, momentum);  // as torch: nothing seen, kept
+  if (a.running_mean && !a.mix.terms && !nothing_to_read(a))
+    kernels.update_running(call, momentum);  // as torch: nothing seen, kept
 }
 
 int64_t plane_norm_backward_workspace(const PlaneNormBackward& a, Sets sets) {
@@ -244,6 +271,7 @@ void plane_norm_backward(const PlaneNormBackward& a, Sets sets, Stream) {
   else
     backward_last(call, kernels);
   kernels.parameters(call);
+  if (a.mix.terms) kernels.logits(call);
 }
 
 }  // namespace torchfastnorm::cpu

@@ -32,6 +32,10 @@ const Backend backend = {
     .instance_norm_forward = instance_norm_forward,
     .instance_norm_backward_workspace = instance_norm_backward_workspace,
     .instance_norm_backward = instance_norm_backward,
+    .switch_norm_forward_workspace = switch_norm_forward_workspace,
+    .switch_norm_forward = switch_norm_forward,
+    .switch_norm_backward_workspace = switch_norm_backward_workspace,
+    .switch_norm_backward = switch_norm_backward,
 };
 
 #if defined(TORCHFASTNORM_SIM)

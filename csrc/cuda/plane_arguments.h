@@ -54,6 +54,20 @@ inline PlaneGeometry geometry_of(const PlaneShape& shape, Sets sets, const Plane
   return g;
 }
 
+template <class A>
+SwitchArguments<A> switch_arguments(const Switch& mix, const PlaneShape& shape) {
+  if (mix.terms == 0) return {};
+  SwitchArguments<A> arguments{};
+  arguments.terms = mix.terms;
+  arguments.constant_batch = mix.constant_batch;
+  arguments.average = mix.average;
+  arguments.unbiased = mix.unbiased;
+  arguments.mean_logits = {mix.mean_logits, mix.type};
+  arguments.var_logits = {mix.var_logits, mix.type};
+  arguments.factors = switch_factors<A>(mix, shape.samples, shape.channels, shape.spatial);
+  return arguments;
+}
+
 inline LaunchConfig plane_config(const PlanePlan& plan, const char* name) {
   LaunchConfig config;
   config.grid = dim3(unsigned(plan.blocks));

@@ -12,7 +12,7 @@ namespace {
 bool with_residual(const PlaneNormBackward& a) { return a.residual != nullptr && a.activation != Activation::None; }
 
 PlanePlan plan_of(const PlaneNormBackward& a, Sets sets) {
-  const bool ordered = a.batch_statistics && is_empty(a.shape);
+  const bool ordered = a.mix.terms != 0 || (a.batch_statistics && is_empty(a.shape));
   return plan_plane_norm({a.shape, sets, a.type, a.batch_statistics, ordered, with_residual(a) ? 3 : 2, 0},
                          device_limits());
 }
@@ -20,24 +20,28 @@ PlanePlan plan_of(const PlaneNormBackward& a, Sets sets) {
 bool wants_parameters(const PlaneNormBackward& a) { return a.grad_weight != nullptr || a.grad_bias != nullptr; }
 
 // The table of entries (of one where there is none: a kernel takes a table to mean that sums are wanted), then two
-// means of each set.
+// means of each set, then what switch_norm.cuh works with.
 struct Space {
-  int64_t table, means;
+  int64_t table, means, planes, gradients, sums;
+  int64_t total() const { return table + means + planes + gradients + sums; }
 };
 Space space_of(const PlaneNormBackward& a, Sets sets, const PlanePlan& plan) {
   const int64_t size = size_of(accumulator_of(a.type)),
                 table = round_up(std::max<int64_t>(plan.entries, 1) * entry_values * size);
-  if (plan.team == Team::Cluster) return {sets != Sets::Batch && wants_parameters(a) ? table : 0, 0};
-  if (!a.batch_statistics) return {wants_parameters(a) ? table : 0, 0};
-  return {table, 2 * sets_of(sets, a.shape) * size};
+  if (plan.team == Team::Cluster) return {sets != Sets::Batch && wants_parameters(a) ? table : 0};
+  if (!a.batch_statistics) return {wants_parameters(a) ? table : 0};
+  const int64_t count = sets_of(sets, a.shape), means = round_up(2 * count * size);
+  if (a.mix.terms == 0) return {table, means};
+  const int64_t groups = a.shape.samples + a.shape.channels;
+  return {table, means, round_up(count * entry_values * size), round_up(2 * (count + groups) * size),
+          (groups + a.shape.channels + switch_terms) * entry_values * size};
 }
 
 }  // namespace
 
 int64_t plane_norm_backward_workspace(const PlaneNormBackward& a, Sets sets) {
   if (a.shape.channels == 0) return 0;
-  const Space space = space_of(a, sets, plan_of(a, sets));
-  return space.table + space.means;
+  return space_of(a, sets, plan_of(a, sets)).total();
 }
 
 void plane_norm_backward(const PlaneNormBackward& a, Sets sets, Stream stream) {
@@ -64,6 +68,16 @@ void plane_norm_backward(const PlaneNormBackward& a, Sets sets, Stream stream) {
     arguments.mean = static_cast<const A*>(a.mean);
     arguments.rstd = static_cast<const A*>(a.rstd);
     arguments.set_means = reinterpret_cast<A*>(workspace + space.table);
+    arguments.mix = switch_arguments<A>(a.mix, a.shape);
+    if (a.mix.terms != 0) {
+      char* const mix = workspace + space.table + space.means;
+      arguments.mix.planes = reinterpret_cast<Entry<A>*>(mix);
+      arguments.mix.of_means = reinterpret_cast<A*>(mix + space.planes);
+      arguments.mix.of_vars = arguments.mix.of_means + space.gradients / (2 * sizeof(A));
+      arguments.mix.sums = reinterpret_cast<Entry<A>*>(mix + space.planes + space.gradients);
+      arguments.mix.grad_mean_logits = a.grad_mean_logits;
+      arguments.mix.grad_var_logits = a.grad_var_logits;
+    }
     arguments.grad_x = a.grad_x;
     arguments.grad_residual = a.grad_residual;
     arguments.grad_weight = a.grad_weight;

@@ -117,6 +117,10 @@ struct PlaneBackward {
       mean_g = load_written(a.set_means + 2 * int64_t(local_set));
       mean_g_x_hat = load_written(a.set_means + 2 * int64_t(local_set) + 1);
     }
+    if (TEAM == Team::Grid && a.mix.terms != 0) {
+      c.slope[0] = mean_g, c.offset[0] = mean_g_x_hat;  // switch_backward
+      return c;
+    }
     const A rstd = load_cached(a.rstd + first_set + local_set);
     c.slope[0] = -rstd * rstd * mean_g_x_hat, c.offset[0] = -rstd * mean_g;
     if (a.renorm != Renorm::None) {
@@ -311,10 +315,12 @@ __global__ void __launch_bounds__(TEAM == Team::Cluster ? cluster_team_threads :
         },
         [&](int64_t set, const Entry<A>& e) {
           const Entry<A> done = backward.finish_set(set, e, true);
+          if (a.mix.terms != 0) return store_gradients(a, set, done);
           store(a.set_means + 2 * set, done.first);
           store(a.set_means + 2 * set + 1, done.second);
         });
     cooperative_groups::this_grid().sync();
+    if (a.mix.terms != 0) switch_backward<A>(a, MergeSums{false});
     for (int64_t i = mine - 1; i >= 0; --i)
       backward.apply(Slab<T, LAYOUT, TEAM>(g, 0, blockIdx.x + i * gridDim.x), 0, int(i * g.rounds));
   }

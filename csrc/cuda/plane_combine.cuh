@@ -236,19 +236,26 @@ __device__ __forceinline__ void combine_cluster(const PlaneGeometry& g, Layout l
 
 // ---- Team::Grid
 
+// One scratch for all of a kernel's calls of combine_grid.
+template <class A>
+__device__ __forceinline__ ClusterSum<A> block_sum() {
+  SHARED(A, scratch, [2][max_warps][max_sums]);
+  SHARED(A, inbox, [2][max_cluster_blocks][max_sums]);
+  return {scratch, inbox};
+}
+
 // f(set, merged) for `sets` sets of the table, each by one warp or, with long lists, one block; `range_of` and `weigh`
 // as above. Called by the whole grid.
 template <class A, class RangeOf, class Merge, class Weigh, class F>
 __device__ __forceinline__ void combine_grid(const Entry<A>* table, int64_t sets, RangeOf range_of, Merge merge,
                                              Weigh weigh, F f) {
-  SHARED(A, scratch, [2][max_warps][max_sums]);
-  SHARED(A, inbox, [2][max_cluster_blocks][max_sums]);
   if (sets == 0) return;
   const bool by_block = range_of(0).count() > 128;
   const unsigned warps = blockDim.x / 32;
   // `unroll 1`: to unroll these, compilers count their turns by a 64-bit division.
   if (by_block) {
-    ClusterSum<A> reduce{scratch, inbox};
+    __syncthreads();  // an earlier call's sums have been read
+    ClusterSum<A> reduce = block_sum<A>();
 #pragma unroll 1
     for (int64_t set = blockIdx.x; set < sets; set += gridDim.x) {
       const EntryRange range = range_of(set);

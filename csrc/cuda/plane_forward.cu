@@ -6,10 +6,12 @@
 namespace torchfastnorm::cuda {
 namespace {
 
-// Running statistics of instances average over samples, and a cumulative average counts batches: both come last.
+// Running statistics of instances average over samples, and a cumulative average counts batches: both come last. What
+// is switchable mixes the sets.
 bool is_ordered(const PlaneNormForward& a, Sets sets) {
-  return a.batch_statistics && (is_empty(a.shape) || (sets == Sets::Instance && a.running_mean != nullptr) ||
-                                (a.momentum < 0 && a.batches != nullptr));
+  return a.mix.terms != 0 ||
+         (a.batch_statistics && (is_empty(a.shape) || (sets == Sets::Instance && a.running_mean != nullptr) ||
+                                 (a.momentum < 0 && a.batches != nullptr)));
 }
 
 PlanePlan plan_of(const PlaneNormForward& a, Sets sets) {
@@ -17,18 +19,21 @@ PlanePlan plan_of(const PlaneNormForward& a, Sets sets) {
                          device_limits());
 }
 
-// The table of entries, then mean and rstd where the caller does not want them, then the variances of instances.
+// The table of entries, then mean and rstd where the caller does not want them, then the variances of instances, then
+// the entries of whole planes.
 struct Space {
-  int64_t table, statistics, variance;
-  int64_t total() const { return table + statistics + variance; }
+  int64_t table, statistics, variance, planes;
+  int64_t total() const { return table + statistics + variance + planes; }
 };
 Space space_of(const PlaneNormForward& a, Sets sets, const PlanePlan& plan) {
-  if (plan.team == Team::Cluster || !a.batch_statistics) return {0, 0, 0};
+  if (plan.team == Team::Cluster || !a.batch_statistics) return {};
   const int64_t size = size_of(accumulator_of(a.type)), count = sets_of(sets, a.shape);
   const int64_t statistics =
       a.mean == nullptr ? (a.renorm == Renorm::None ? 2 : 1 + renormed_values) * count * size : 0;
+  const bool switchable = a.mix.terms != 0;
   return {round_up(plan.entries * entry_values * size), round_up(statistics),
-          sets == Sets::Instance && a.running_mean != nullptr ? count * size : 0};
+          sets == Sets::Instance && a.running_mean != nullptr && !switchable ? round_up(count * size) : 0,
+          switchable ? count * entry_values * size : 0};
 }
 
 }  // namespace
@@ -71,6 +76,8 @@ void plane_norm_forward(const PlaneNormForward& a, Sets sets, Stream stream) {
     arguments.momentum = A(a.momentum);
     arguments.renorm = a.renorm;
     arguments.bounds = a.bounds;
+    arguments.mix = switch_arguments<A>(a.mix, a.shape);
+    arguments.mix.planes = reinterpret_cast<Entry<A>*>(workspace + space.table + space.statistics + space.variance);
     launch(plane_forward<T, decltype(layout)::value, decltype(team)::value>, plane_config(plan, "plane_forward"),
            static_cast<cudaStream_t>(stream), arguments);
   });

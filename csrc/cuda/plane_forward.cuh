@@ -8,6 +8,7 @@
 // again around the corrected mean, so that a constant plane has variance zero at any magnitude.
 #pragma once
 #include "plane_combine.cuh"
+#include "switch_norm.cuh"
 
 namespace torchfastnorm::cuda {
 
@@ -332,9 +333,11 @@ __global__ void __launch_bounds__(TEAM == Team::Cluster ? cluster_team_threads :
       cooperative_groups::this_grid().sync();
       const auto range = [&](int64_t set) { return entries_of(g, LAYOUT, g.sets, set); };
       combine_grid<A>(a.table, g.set_count, range, MergeMoments(), as_is, [&](int64_t set, const Entry<A>& e) {
+        if (a.mix.terms != 0) return store_moments(a, set, e);
         forward.finish_set(set, forward.moves() ? forward.running(set) : Running<A>{}, e, true);
       });
       cooperative_groups::this_grid().sync();
+      if (a.mix.terms != 0) switch_forward<A>(a, MergeMoments());
       if (a.variance != nullptr && !g.empty) {  // running statistics average over the samples
         for (unsigned c = blockIdx.x * blockDim.x + threadIdx.x; c < unsigned(g.channels);
              c += gridDim.x * blockDim.x) {

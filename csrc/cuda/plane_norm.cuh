@@ -22,6 +22,7 @@
 #include "../math/divisor.h"
 #include "../math/normalize.h"
 #include "../math/renorm.h"
+#include "../math/switch_norm.h"
 #include "common/reduce.cuh"
 #include "common/vector_access.cuh"
 #include "plane_tiles.h"
@@ -90,6 +91,20 @@ struct PlaneGeometry {
   Divisor chunks_divisor, tiles_divisor, task_divisor;  // task_divisor: pieces of one sample in a task
 };
 
+// What switch_norm.cuh works with; terms 0: the norm is another.
+template <class A>
+struct SwitchArguments {
+  unsigned terms;
+  bool constant_batch, average, unbiased;
+  ChannelValues mean_logits, var_logits;
+  Entry<A>* planes;  // (sets)
+  // backward
+  A *of_means, *of_vars;  // (sets + samples + channels): gradients of the means and vars of mean and rstd
+  Entry<A>* sums;         // (samples + 2 * channels + terms): of the softmaxes' gradients
+  void *grad_mean_logits, *grad_var_logits;
+  SwitchFactors<A> factors;
+};
+
 template <class A>
 struct PlaneArguments {
   PlaneGeometry geometry;
@@ -101,6 +116,7 @@ struct PlaneArguments {
   Activation activation;
   bool batch_statistics;
   Renorm renorm;
+  SwitchArguments<A> mix;
 };
 
 // ---- where things are

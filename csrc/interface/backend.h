@@ -7,6 +7,7 @@
 #include "instance_norm.h"
 #include "layer_norm.h"
 #include "rms_norm.h"
+#include "switch_norm.h"
 
 namespace torchfastnorm {
 
@@ -34,6 +35,10 @@ struct Backend {
   decltype(&cpu::instance_norm_forward) instance_norm_forward;
   decltype(&cpu::instance_norm_backward_workspace) instance_norm_backward_workspace;
   decltype(&cpu::instance_norm_backward) instance_norm_backward;
+  decltype(&cpu::switch_norm_forward_workspace) switch_norm_forward_workspace;
+  decltype(&cpu::switch_norm_forward) switch_norm_forward;
+  decltype(&cpu::switch_norm_backward_workspace) switch_norm_backward_workspace;
+  decltype(&cpu::switch_norm_backward) switch_norm_backward;
 };
 
 namespace cpu {

@@ -16,6 +16,12 @@
 // Without batch_statistics mean and var are the running ones (Sets::Batch only), constants in backward: both of its
 // means are absent. A set without counted elements has mean 0 and variance 0.
 //
+// Switchable normalization (Sets::Instance with `mix.terms`): a set's mean and variance are mixed from those of its
+// plane, of its sample (layer) and of its channel (batch), by softmaxes of logits; math/switch_norm.h has the formulas.
+// mean and rstd are then 2 * sets + samples + channels long: mean and rstd of each set after mixing, and behind them
+// means and variances of planes, samples and channels. They are always wanted. Its batch_statistics is true, also where
+// the batch's term is the running statistics.
+//
 // A pointer's type is the DType named beside it; "stat" is accumulator_of(type). x, residual, y and their gradients are
 // contiguous in `layout`. Sizes may be zero; every output that is wanted is written all the same. No pointer needs to
 // be aligned beyond its element. Outputs never overlap inputs or each other.
@@ -56,6 +62,7 @@ struct PlaneNormForward {
   double eps;
   double momentum;      // negative: 1 / batches, counted with this one (cumulative average)
   RenormBounds bounds;  // with renorm, which needs running_mean
+  Switch mix;
   bool batch_statistics;
   Renorm renorm;
   Activation activation;
@@ -63,22 +70,25 @@ struct PlaneNormForward {
 };
 
 struct PlaneNormBackward {
-  const void* grad_y;    // type
-  const void* x;         // type
-  const void* residual;  // type, or null; needed for the activation's derivative alone
-  const void* weight;    // as in forward
-  const void* bias;      // as in forward; needed for the activation's derivative alone
-  const uint8_t* mask;   // as in forward
-  const void* mean;      // (sets) stat, what forward wrote
-  const void* rstd;      // (sets) stat, what forward wrote
-  void* grad_x;          // type, or null: not wanted
-  void* grad_residual;   // type, or null: not wanted
-  void* grad_weight;     // (channels) param_type, or null: not wanted
-  void* grad_bias;       // (channels) param_type, or null: not wanted
-  void* workspace;       // <op>_backward_workspace(these arguments) bytes, aligned to 16; need not be cleared
+  const void* grad_y;      // type
+  const void* x;           // type
+  const void* residual;    // type, or null; needed for the activation's derivative alone
+  const void* weight;      // as in forward
+  const void* bias;        // as in forward; needed for the activation's derivative alone
+  const uint8_t* mask;     // as in forward
+  const void* mean;        // (sets) stat, what forward wrote
+  const void* rstd;        // (sets) stat, what forward wrote
+  void* grad_x;            // type, or null: not wanted
+  void* grad_residual;     // type, or null: not wanted
+  void* grad_weight;       // (channels) param_type, or null: not wanted
+  void* grad_bias;         // (channels) param_type, or null: not wanted
+  void* grad_mean_logits;  // (terms) mix.type, or null: not wanted
+  void* grad_var_logits;   // (terms) mix.type, or null: not wanted
+  void* workspace;         // <op>_backward_workspace(these arguments) bytes, aligned to 16; need not be cleared
   PlaneShape shape;
   bool batch_statistics;
   Renorm renorm;  // None without batch_statistics
+  Switch mix;
   Activation activation;
   DType type, param_type;
 };

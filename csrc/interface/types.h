@@ -27,6 +27,19 @@ struct RenormBounds {
 // to the gradient, r and d.
 constexpr int renormed_values = 6;
 
+// Switchable normalization: which statistics a plane's mean and variance are mixed from (math/switch_norm.h).
+enum SwitchTerm : uint8_t { SwitchInstance = 1, SwitchLayer = 2, SwitchBatch = 4 };
+
+struct Switch {
+  uint8_t terms = 0;            // of SwitchTerm; none: not switchable
+  bool constant_batch = false;  // the batch's term is the running statistics
+  bool average = true;    // running = (1 - momentum) * running + momentum * batch; else sums over batches, see there
+  bool unbiased = false;  // of layer and batch: n / (n - 1) times their variance
+  DType type = DType::Float;          // of the logits and their gradients
+  const void* mean_logits = nullptr;  // as many as terms
+  const void* var_logits = nullptr;
+};
+
 // A cudaStream_t; the CPU ignores it.
 using Stream = void*;
 

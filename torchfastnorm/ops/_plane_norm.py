@@ -1,4 +1,4 @@
-"""What BatchNorm, GroupNorm and InstanceNorm share in Python: the way through ``torch.ops``, and the fake kernels.
+"""What the norms of feature maps share in Python: the way through ``torch.ops``, and the fake kernels.
 
 Every call goes first to the op's fast entry, a C function that takes plain arguments and answers ``NotImplemented`` to
 anything else; :func:`call_op` is the way for the rest, and names wrong types as ``torch.nn.functional`` does. A call
@@ -7,7 +7,7 @@ that updates running statistics goes to ``<op>_with_update``, whose schema says 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Any, Literal, get_args
 
@@ -84,6 +84,9 @@ def _check(sets: int, arguments: dict[str, Any]) -> None:
         arguments["eps"],
         arguments["activation"],
         *_renorm_of(arguments),
+        arguments.get("mean_weight"),
+        arguments.get("var_weight"),
+        arguments.get("moving_average", True),
     )
 
 
@@ -121,9 +124,13 @@ def _register_inner_fakes() -> None:
         arguments = dict(zip(names, (input, *values), strict=True))
         sets = arguments["sets"]
         _check(sets, arguments)
-        count = input.shape[1] if input.dim() > 1 else 0
-        if arguments["batch_statistics"] and sets != Sets.BATCH:
-            count = input.shape[0] * (arguments["groups"] if sets == Sets.GROUP else count)
+        samples, channels = input.shape[0], input.shape[1] if input.dim() > 1 else 0
+        count = channels
+        if arguments["mean_weight"] is not None:
+            # Of each plane after mixing; then of planes, samples and channels, to mix (csrc/interface/plane_norm.h).
+            count = 2 * samples * channels + samples + channels
+        elif arguments["batch_statistics"] and sets != Sets.BATCH:
+            count = samples * (arguments["groups"] if sets == Sets.GROUP else channels)
         dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
         mean = torch.empty((count,), dtype=dtype, device=input.device)
         corrects = arguments["renorm"] != "none" and arguments["batch_statistics"]
@@ -135,7 +142,7 @@ def _register_inner_fakes() -> None:
 
     @torch.library.register_fake("torchfastnorm::plane_norm_backward")
     def backward(grad_y: Tensor, input: Tensor, *values: Any) -> tuple[Tensor | None, ...]:
-        param_dtype, wanted = values[-2:]
+        mean_weight, var_weight, param_dtype, wanted = values[-4:]
         channels = input.shape[1] if input.dim() > 1 else 0
 
         def param() -> Tensor:
@@ -144,7 +151,10 @@ def _register_inner_fakes() -> None:
         def like() -> Tensor:
             return torch.empty_like(_dense(input))
 
-        makers = (like, like, param, param)
+        def logits(weight: Tensor) -> Callable[[], Tensor]:
+            return lambda: weight.new_empty(weight.shape)
+
+        makers = (like, like, param, param, logits(mean_weight), logits(var_weight))
         return tuple(make() if want else None for make, want in zip(makers, wanted, strict=True))
 
 

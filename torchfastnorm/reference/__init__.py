@@ -7,6 +7,7 @@ from .group_norm import group_norm
 from .instance_norm import instance_norm
 from .layer_norm import add_layer_norm, layer_norm
 from .rms_norm import add_rms_norm, rms_norm
+from .switch_norm import switch_norm
 
 __all__ = [
     "add_layer_norm",
@@ -17,4 +18,5 @@ __all__ = [
     "instance_norm",
     "layer_norm",
     "rms_norm",
+    "switch_norm",
 ]
