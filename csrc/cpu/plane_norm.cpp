@@ -82,7 +82,7 @@ PlaneForwardCall prepare(const PlaneNormForward& a, Sets sets, Workspace& worksp
   call.mean = a.mean ? a.mean : workspace.take(of_sets);
   call.rstd = a.rstd ? a.rstd : workspace.take(renorm ? renormed_values * of_sets : of_sets);
   call.limits = {a.bounds.r_max, a.bounds.d_max};
-  if (renorm && a.batches) call.limits = limits_at<double>(double(*a.batches), a.bounds);
+  if (renorm && a.batches) call.limits = limits_at(double(*a.batches), a.bounds);
   if (!a.batch_statistics) return call;
   if (a.running_mean) call.of_sets = workspace.take<Moments>(g.sets() * int64_t(sizeof(Moments)));
   if (!in_phases(g, channels_first(a))) return call;
