@@ -36,7 +36,7 @@ struct SwitchTermTensors {
 struct Switched {
   std::vector<SwitchTermTensors> terms;  // those there are
   SwitchTermTensors plane;
-  Tensor p, q, mean, rstd, batch_mean, batch_var;
+  Tensor p, q, mean, var, rstd, batch_mean, batch_var;
 };
 Switched switch_statistics(const Planes&, const Tensor& x);
 struct SwitchGradients {

@@ -20,18 +20,12 @@ SwitchTermTensors merged(const Switched& s, int64_t dim, double factor) {
   return {mean, (s.terms[0].var + distance * distance).mean(dim, /*keepdim=*/true) * factor, dim, factor, false};
 }
 
-// The logits' gradient, from their softmax and its elements' gradients.
-Tensor through_softmax(const Tensor& weights, const std::vector<Tensor>& grads, at::ScalarType type) {
-  const auto grad = at::stack(grads);
-  return (weights * (grad - (weights * grad).sum())).to(type);
-}
-
 }  // namespace
 
 Switched switch_statistics(const Planes& planes, const Tensor& x) {
   const auto& in = planes.inputs();
   const auto terms = switch_terms_of(in);
-  const bool unbiased = in.x.dim() == 2 && in.mean_weight->size(0) == 2;
+  const bool unbiased = in.x.dim() == 2 && in.mean_weight->sym_size(0).guard_int(__FILE__, __LINE__) == 2;
   Switched s;
   const auto mean = planes.mean(x), deviation = x - mean;
   s.terms.push_back({mean, planes.mean(deviation * deviation) * planes.bessel(), -1, 0, false});
@@ -46,14 +40,13 @@ Switched switch_statistics(const Planes& planes, const Tensor& x) {
   if (!(terms & SwitchInstance)) s.terms.clear();
   if (terms & SwitchLayer) s.terms.push_back(layer);
   if (terms & SwitchBatch) s.terms.push_back(batch);
-  Tensor var;
   for (size_t k = 0; k < s.terms.size(); ++k) {
     const auto of_mean = s.p.select(0, int64_t(k)) * s.terms[k].mean,
                of_var = s.q.select(0, int64_t(k)) * s.terms[k].var;
     s.mean = k == 0 ? of_mean : s.mean + of_mean;
-    var = k == 0 ? of_var : var + of_var;
+    s.var = k == 0 ? of_var : s.var + of_var;
   }
-  s.rstd = (var + in.eps).rsqrt();
+  s.rstd = (s.var + in.eps).rsqrt();
   return s;
 }
 
@@ -65,8 +58,8 @@ SwitchGradients switch_gradients(const Planes& planes, const Switched& s, const 
   std::vector<Tensor> of_p, of_q;
   for (size_t k = 0; k < s.terms.size(); ++k) {
     const auto& term = s.terms[k];
-    of_p.push_back((of_mean * term.mean).sum() * elements);
-    of_q.push_back((of_var * term.var).sum() * elements);
+    of_p.push_back((of_mean * (term.mean - s.mean)).sum() * elements);
+    of_q.push_back((of_var * (term.var - s.var)).sum() * elements);
     if (term.constant) continue;
     auto mean = s.p.select(0, int64_t(k)) * of_mean, var = s.q.select(0, int64_t(k)) * of_var;
     if (term.dim >= 0) {
@@ -80,8 +73,8 @@ SwitchGradients switch_gradients(const Planes& planes, const Switched& s, const 
   result.x = g * s.rstd;
   if (constant.defined()) result.x = result.x + constant + slope * (2 * planes.bessel()) * (x - s.plane.mean);
   const auto& in = planes.inputs();
-  result.mean_weight = through_softmax(s.p, of_p, in.mean_weight->scalar_type());
-  result.var_weight = through_softmax(s.q, of_q, in.var_weight->scalar_type());
+  result.mean_weight = (s.p * at::stack(of_p)).to(in.mean_weight->scalar_type());
+  result.var_weight = (s.q * at::stack(of_q)).to(in.var_weight->scalar_type());
   return result;
 }
 

@@ -158,7 +158,7 @@ struct PlaneBackwardCall {
   GradientSums* of_blocks;    // channels first, in phases: (slabs, channels, blocks)
   double* of_chunks;          // channels last, in phases: (slabs, chunks, 2, channels): sums of g * (x - mean), g
   GradientSums* of_planes;    // switchable: (sets) sums of g * weight, else null
-  double* of_groups;          // switchable: (2 * samples + 4 * channels), see plane_switch.h
+  double* of_groups;          // switchable: see plane_switch.h
   bool sums, apply;           // are the sums needed; is grad_x or grad_residual
   bool keeps_g;               // the sums' pass writes g into grad_residual, and apply reads it there: with a ReLU g is
                               // grad_y or 0, which no type rounds, and neither residual nor activation is needed again

@@ -12,6 +12,7 @@
 #include <cstring>
 #include <vector>
 
+#include "../math/switch_norm.h"
 #include "common/parallel.h"
 #include "plane_kernels.h"
 
@@ -94,7 +95,7 @@ PlaneForwardCall prepare(const PlaneNormForward& a, Sets sets, Workspace& worksp
   call.mean = a.mean ? a.mean : workspace.take(of_sets);
   call.rstd = a.rstd ? a.rstd : workspace.take(renorm ? renormed_values * of_sets : of_sets);
   call.limits = {a.bounds.r_max, a.bounds.d_max};
-  if (renorm && a.batches) call.limits = limits_at<double>(double(*a.batches), a.bounds);
+  if (renorm && a.batches) call.limits = limits_at(double(*a.batches), a.bounds);
   if (!a.batch_statistics) return call;
   if (a.running_mean || a.mix.terms) call.of_sets = workspace.take<Moments>(g.sets() * int64_t(sizeof(Moments)));
   if (!in_phases(a, g)) return call;
@@ -165,7 +166,7 @@ PlaneBackwardCall prepare(const PlaneNormBackward& a, Sets sets, Workspace& work
   call.of_parts = workspace.take<double>(slab_parts(g) * 2 * g.channels * 8);
   if (a.mix.terms) {
     call.of_planes = workspace.take<GradientSums>(g.sets() * int64_t(sizeof(GradientSums)));
-    call.of_groups = workspace.take<double>((2 * g.slabs + 4 * g.channels) * 8);
+    call.of_groups = workspace.take<double>((2 * g.slabs + (2 + 2 * switch_terms) * g.channels) * 8);
   }
   if (!in_phases(a, g)) return call;
   if (channels_first(a)) {

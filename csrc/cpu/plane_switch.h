@@ -147,21 +147,34 @@ struct SwitchBackward {
     }
   }
 
-  // Of each channel {mean, var, mean * the plane's mean, var * the plane's var}.
+  static SwitchPair<double> moments_of(const Terms<A>& means, const Terms<A>& vars, int64_t sample, int64_t c,
+                                       int64_t plane) {
+    return {{double(means.planes[plane]), double(means.samples[sample]), double(means.channels[c])},
+            {double(vars.planes[plane]), double(vars.samples[sample]), double(vars.channels[c])}};
+  }
+
+  // Of each channel {mean, var}, then for each term what the gradients of its logits are made of.
+  static constexpr int64_t kOfChannel = 2 + 2 * switch_terms;
   static double* of_channels(const Call& call) { return call.of_groups + 2 * call.geometry.slabs; }
   static void channels(const Call& call, int64_t begin, int64_t end) {
     const PlaneGeometry& g = call.geometry;
     const Terms<A> means = terms_of<A>(call, call.arguments->mean), vars = terms_of<A>(call, call.arguments->rstd);
+    const SwitchPair<double> weights = switch_weights(call.arguments->mix);
     const double share = share_of(call);
-    double* const sums = of_channels(call);
-    for (int64_t i = 4 * begin; i < 4 * end; ++i) sums[i] = 0;
+    double* const of_channel = of_channels(call);
+    for (int64_t i = kOfChannel * begin; i < kOfChannel * end; ++i) of_channel[i] = 0;
     for (int64_t sample = 0; sample < g.slabs; ++sample)
       for (int64_t c = begin; c < end; ++c) {
         const int64_t plane = sample * g.channels + c;
         const Gradient grad = gradient_of(call, plane, share);
-        sums[4 * c] += grad.mean, sums[4 * c + 1] += grad.var;
-        sums[4 * c + 2] += grad.mean * double(means.planes[plane]);
-        sums[4 * c + 3] += grad.var * double(vars.planes[plane]);
+        const SwitchPair<double> moments = moments_of(means, vars, sample, c, plane);
+        const double mean = mixed(weights.mean, moments.mean), var = mixed(weights.var, moments.var);
+        double* const sums = of_channel + kOfChannel * c;
+        sums[0] += grad.mean, sums[1] += grad.var;
+        for (int k = 0; k < switch_terms; ++k) {
+          sums[2 + 2 * k] += grad.mean * (moments.mean[k] - mean);
+          sums[3 + 2 * k] += grad.var * (moments.var[k] - var);
+        }
       }
   }
 
@@ -175,10 +188,9 @@ struct SwitchBackward {
       for (int64_t c = 0; c < g.channels; ++c) {
         const int64_t plane = sample * g.channels + c;
         const Gradient grad = gradient_of(call, plane, share);
-        const double *const of_sample = call.of_groups + 2 * sample, *const of_channel = of_channels(call) + 4 * c;
-        const SwitchPair<double> moments{
-            {double(means.planes[plane]), double(means.samples[sample]), double(means.channels[c])},
-            {double(vars.planes[plane]), double(vars.samples[sample]), double(vars.channels[c])}};
+        const double *const of_sample = call.of_groups + 2 * sample, *const of_channel =
+                                                                         of_channels(call) + kOfChannel * c;
+        const SwitchPair<double> moments = moments_of(means, vars, sample, c, plane);
         const auto [slope, offset] = switch_gradient(
             weights, moments, {{grad.mean, of_sample[0], of_channel[0]}, {grad.var, of_sample[1], of_channel[1]}},
             factors);
@@ -189,30 +201,22 @@ struct SwitchBackward {
 
   static void logits(const Call& call) {
     const PlaneNormBackward& a = *call.arguments;
-    const Terms<A> means = terms_of<A>(call, a.mean), vars = terms_of<A>(call, a.rstd);
     const double elements = double(call.geometry.spatial), *const sums = of_channels(call);
-    SwitchPair<double> grads{};
-    for (int64_t n = 0; n < call.geometry.slabs; ++n) {
-      grads.mean[1] += elements * call.of_groups[2 * n] * double(means.samples[n]);
-      grads.var[1] += elements * call.of_groups[2 * n + 1] * double(vars.samples[n]);
-    }
-    for (int64_t c = 0; c < call.geometry.channels; ++c) {
-      grads.mean[0] += elements * sums[4 * c + 2], grads.var[0] += elements * sums[4 * c + 3];
-      grads.mean[2] += elements * sums[4 * c] * double(means.channels[c]);
-      grads.var[2] += elements * sums[4 * c + 1] * double(vars.channels[c]);
-    }
     const SwitchPair<double> weights = switch_weights(a.mix);
-    by_type(a.mix.type, [&](auto element) {
-      using P = decltype(element)*;
-      for (int k = 0, i = 0; k < switch_terms; ++k) {
-        if (!(a.mix.terms >> k & 1)) continue;
-        if (a.grad_mean_logits)
-          from_double(static_cast<P>(a.grad_mean_logits) + i, logit_gradient(weights.mean, grads.mean, k));
-        if (a.grad_var_logits)
-          from_double(static_cast<P>(a.grad_var_logits) + i, logit_gradient(weights.var, grads.var, k));
-        ++i;
+    for (int k = 0, i = 0; k < switch_terms; ++k) {
+      if (!(a.mix.terms >> k & 1)) continue;
+      double mean = 0, var = 0;
+      for (int64_t c = 0; c < call.geometry.channels; ++c) {
+        mean += sums[kOfChannel * c + 2 + 2 * k];
+        var += sums[kOfChannel * c + 3 + 2 * k];
       }
-    });
+      by_type(a.mix.type, [&](auto element) {
+        using P = decltype(element)*;
+        if (a.grad_mean_logits) from_double(static_cast<P>(a.grad_mean_logits) + i, weights.mean[k] * elements * mean);
+        if (a.grad_var_logits) from_double(static_cast<P>(a.grad_var_logits) + i, weights.var[k] * elements * var);
+      });
+      ++i;
+    }
   }
 };
 

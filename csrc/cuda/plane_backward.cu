@@ -34,7 +34,7 @@ Space space_of(const PlaneNormBackward& a, Sets sets, const PlanePlan& plan) {
   if (a.mix.terms == 0) return {table, means};
   const int64_t groups = a.shape.samples + a.shape.channels;
   return {table, means, round_up(count * entry_values * size), round_up(2 * (count + groups) * size),
-          (groups + a.shape.channels + switch_terms) * entry_values * size};
+          switch_terms * a.shape.channels * entry_values * size};
 }
 
 }  // namespace

@@ -75,7 +75,8 @@ void plane_norm_forward(const PlaneNormForward& a, Sets sets, Stream stream) {
     arguments.eps = A(a.eps);
     arguments.momentum = A(a.momentum);
     arguments.renorm = a.renorm;
-    arguments.bounds = a.bounds;
+    const RenormBounds& b = a.bounds;
+    arguments.bounds = {A(b.r_max), A(b.d_max), A(b.r_begin), A(b.r_end), A(b.d_begin), A(b.d_end)};
     arguments.mix = switch_arguments<A>(a.mix, a.shape);
     arguments.mix.planes = reinterpret_cast<Entry<A>*>(workspace + space.table + space.statistics + space.variance);
     launch(plane_forward<T, decltype(layout)::value, decltype(team)::value>, plane_config(plan, "plane_forward"),

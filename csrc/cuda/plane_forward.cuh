@@ -23,7 +23,7 @@ struct PlaneForwardArguments : PlaneArguments<A> {
   DType running_type;
   int64_t* batches;
   A eps, momentum;  // momentum negative: cumulative average
-  RenormBounds bounds;
+  RenormBoundsOf<A> bounds;
 };
 
 // Sums over what shares a piece, for the pieces of all slots at once. `joint`: all slots are one piece's.
@@ -173,8 +173,8 @@ struct PlaneForward {
     return a.momentum >= A(0) ? a.momentum : quotient(A(1), A(load_written(a.batches) + 1));
   }
   __device__ __forceinline__ RenormLimits<A> limits() const {
-    if (a.batches == nullptr) return {A(a.bounds.r_max), A(a.bounds.d_max)};
-    return limits_at<A>(double(load_written(a.batches)), a.bounds);
+    if (a.batches == nullptr) return {a.bounds.r_max, a.bounds.d_max};
+    return limits_at(A(load_written(a.batches)), a.bounds);
   }
   __device__ __forceinline__ void raise_batches() const {
     if (a.batches != nullptr && a.renorm == Renorm::None && blockIdx.x == 0 && threadIdx.x == 0)

@@ -100,7 +100,7 @@ struct SwitchArguments {
   Entry<A>* planes;  // (sets)
   // backward
   A *of_means, *of_vars;  // (sets + samples + channels): gradients of the means and vars of mean and rstd
-  Entry<A>* sums;         // (samples + 2 * channels + terms): of the softmaxes' gradients
+  Entry<A>* sums;         // (switch_terms, channels): of the logits' gradients
   void *grad_mean_logits, *grad_var_logits;
   SwitchFactors<A> factors;
 };

@@ -11,7 +11,7 @@
 
 namespace torchfastnorm::cuda {
 
-// What combine_grid needs to see each sample's planes (i < samples), then each channel's; as often as is asked for.
+// What combine_grid needs to see each sample's planes (i < samples), then each channel's; these several times if asked.
 struct SwitchGroups {
   const PlaneGeometry& g;
 
@@ -20,10 +20,11 @@ struct SwitchGroups {
     if (i < g.samples) return {i * g.channels, 0, 1, unsigned(g.channels)};
     return {channel(i), g.channels, unsigned(g.samples), 1};
   }
-  __device__ __forceinline__ int64_t channel(int64_t i) const {
-    const int64_t c = i - g.samples;
-    return c < g.channels ? c : c - g.channels;
+  // How often the channels have come before, and which this is.
+  __device__ __forceinline__ int64_t turn(int64_t i) const {
+    return g.channels_divisor.quotient(uint32_t(i - g.samples));
   }
+  __device__ __forceinline__ int64_t channel(int64_t i) const { return i - g.samples - turn(i) * g.channels; }
   __device__ __forceinline__ int64_t count() const { return g.samples + g.channels; }
 };
 
@@ -43,6 +44,11 @@ __device__ __forceinline__ void load_terms(const PlaneGeometry& g, const A* valu
   terms[0] = load_written(values + plane);
   terms[1] = load_written(values + g.set_count + sample);
   terms[2] = load_written(values + g.set_count + g.samples + (plane - int64_t(sample) * g.channels));
+}
+
+template <class A>
+__device__ __forceinline__ A chosen(const A (&terms)[switch_terms], int64_t term) {
+  return term == 0 ? terms[0] : term == 1 ? terms[1] : terms[2];
 }
 
 template <class F>
@@ -121,26 +127,26 @@ __device__ __forceinline__ void switch_backward(const Arguments& a, Merge merge)
   const SwitchGroups groups{g};
   const int64_t count = groups.count();
   const A *const means = a.mean + g.set_count, *const vars = a.rstd + g.set_count;
-  // Each sample, each channel; then each channel again, of the gradients times the plane's own mean and var. Into
-  // mix.sums go the parts of the logits' gradients.
+  const SwitchPair<A> weights = switch_weights(mix);
+  // Each sample, each channel; then, for each term, each channel again, of what the softmaxes' gradients are made of.
   combine_grid<A>(
-      mix.planes, count + g.channels, groups, merge,
+      mix.planes, count + switch_terms * g.channels, groups, merge,
       [&](Entry<A> e, int64_t i, unsigned k) {
         if (i < count) return e;
-        const int64_t plane = groups.channel(i) + int64_t(k) * g.channels;
-        e.first *= load_cached(means + plane), e.second *= load_cached(vars + plane);
+        const int64_t plane = groups.channel(i) + int64_t(k) * g.channels, term = groups.turn(i) - 1;
+        SwitchPair<A> moments;
+        load_terms(g, means, plane, moments.mean);
+        load_terms(g, vars, plane, moments.var);
+        e.first *= chosen(moments.mean, term) - mixed(weights.mean, moments.mean);
+        e.second *= chosen(moments.var, term) - mixed(weights.var, moments.var);
         return e;
       },
-      [&](int64_t i, Entry<A> e) {
-        if (i < count) {
-          store(mix.of_means + g.set_count + i, e.first);
-          store(mix.of_vars + g.set_count + i, e.second);
-          e.first *= load_cached(means + g.set_count + i), e.second *= load_cached(vars + g.set_count + i);
-        }
-        store_entry(mix.sums + i, e);
+      [&](int64_t i, const Entry<A>& e) {
+        if (i >= count) return store_entry(mix.sums + (i - count), e);
+        store(mix.of_means + g.set_count + i, e.first);
+        store(mix.of_vars + g.set_count + i, e.second);
       });
   cooperative_groups::this_grid().sync();
-  const SwitchPair<A> weights = switch_weights(mix);
   for_planes(g, [&](int64_t plane) {
     SwitchPair<A> moments, grads;
     load_terms(g, means, plane, moments.mean);
@@ -151,29 +157,20 @@ __device__ __forceinline__ void switch_backward(const Arguments& a, Merge merge)
     store(a.set_means + 2 * plane, result.slope);
     store(a.set_means + 2 * plane + 1, result.offset);
   });
-  // Of the weights: layer, batch, instance.
   combine_grid<A>(
       mix.sums, switch_terms,
-      [&](int64_t i) -> EntryRange {
-        return {i == 0 ? 0 : i == 1 ? g.samples : count, 0, 1, unsigned(i == 0 ? g.samples : g.channels)};
-      },
-      merge, [](const Entry<A>& e, int64_t, unsigned) { return e; },
-      [&](int64_t i, const Entry<A>& e) { store_entry(mix.sums + count + g.channels + (i + 1) % switch_terms, e); });
+      [&](int64_t term) -> EntryRange { return {term * g.channels, 0, 1, unsigned(g.channels)}; }, merge,
+      [](const Entry<A>& e, int64_t, unsigned) { return e; },
+      [&](int64_t term, const Entry<A>& e) {
+        if (!(mix.terms >> term & 1)) return;
+        const int64_t logit = __popc(mix.terms & ((1u << term) - 1));
+        const A of_mean = chosen(weights.mean, term), of_var = chosen(weights.var, term), n = mix.factors.elements;
+        if (mix.grad_mean_logits != nullptr)
+          store_channel(mix.grad_mean_logits, mix.mean_logits.type, logit, of_mean * n * e.first);
+        if (mix.grad_var_logits != nullptr)
+          store_channel(mix.grad_var_logits, mix.var_logits.type, logit, of_var * n * e.second);
+      });
   cooperative_groups::this_grid().sync();
-  if (blockIdx.x != 0 || threadIdx.x != 0) return;
-  SwitchPair<A> grads;
-  for (int k = 0; k < switch_terms; ++k) {
-    const Entry<A> e = load_entry(mix.sums + count + g.channels + k);
-    grads.mean[k] = mix.factors.elements * e.first, grads.var[k] = mix.factors.elements * e.second;
-  }
-  for (int k = 0, i = 0; k < switch_terms; ++k) {
-    if (!(mix.terms >> k & 1)) continue;
-    if (mix.grad_mean_logits != nullptr)
-      store_channel(mix.grad_mean_logits, mix.mean_logits.type, i, logit_gradient(weights.mean, grads.mean, k));
-    if (mix.grad_var_logits != nullptr)
-      store_channel(mix.grad_var_logits, mix.var_logits.type, i, logit_gradient(weights.var, grads.var, k));
-    ++i;
-  }
 }
 
 }  // namespace torchfastnorm::cuda

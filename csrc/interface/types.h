@@ -18,10 +18,12 @@ enum class Activation : int8_t { None, Relu, LeakyRelu, Elu, Silu, Gelu, GeluTan
 enum class Renorm : int8_t { None, Paper, TorchRl, Ludvb, Sb3 };
 
 // r_max and d_max, reached by a line that begins with 1 and 0 at batch `begin` and ends at batch `end`.
-struct RenormBounds {
-  double r_max, d_max;
-  double r_begin, r_end, d_begin, d_end;
+template <class T>
+struct RenormBoundsOf {
+  T r_max, d_max;
+  T r_begin, r_end, d_begin, d_end;
 };
+using RenormBounds = RenormBoundsOf<double>;
 
 // What is saved of a renormalised set: scale and shift of x_hat = (x - mean) * scale + shift, what its variance adds
 // to the gradient, r and d.

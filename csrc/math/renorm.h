@@ -45,13 +45,13 @@ struct RenormLimits {
   T r_max, d_max;
 };
 template <class T>
-TFN_HOST_DEVICE T limit_at(double batches, T least, double most, double begin, double end) {
-  if (batches >= end) return T(most);
-  return batches <= begin ? least : least + T(most - double(least)) * quotient(T(batches - begin), T(end - begin));
+TFN_HOST_DEVICE T limit_at(T batches, T least, T most, T begin, T end) {
+  if (batches >= end) return most;
+  return batches <= begin ? least : least + (most - least) * quotient(batches - begin, end - begin);
 }
 // After `batches` batches.
 template <class T>
-TFN_HOST_DEVICE RenormLimits<T> limits_at(double batches, const RenormBounds& b) {
+TFN_HOST_DEVICE RenormLimits<T> limits_at(T batches, const RenormBoundsOf<T>& b) {
   return {limit_at(batches, T(1), b.r_max, b.r_begin, b.r_end), limit_at(batches, T(0), b.d_max, b.d_begin, b.d_end)};
 }
 

@@ -81,10 +81,7 @@ TFN_HOST_DEVICE SwitchGradient<T> switch_gradient(const SwitchPair<T>& weights, 
   return {slope, of_means + slope * (mixed(weights.mean, moments.mean) - moments.mean[0])};
 }
 
-// Of the term's logit; grads: of the weights.
-template <class T>
-TFN_HOST_DEVICE T logit_gradient(const T (&weights)[switch_terms], const T (&grads)[switch_terms], int term) {
-  return weights[term] * (grads[term] - mixed(weights, grads));
-}
+// The gradient of a term's logit is  weight * elements * sum over the planes of grad * (the term's value - the mixed
+// one):  small factors, where sums of grad * value would cancel.
 
 }  // namespace torchfastnorm
