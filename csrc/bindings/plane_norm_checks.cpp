@@ -63,13 +63,15 @@ void check_switch(const PlaneNormInputs& in) {
   for (int i = 0; i < 2; ++i) {
     const char* argument = i == 0 ? "mean_weight" : "var_weight";
     const auto& weight = *weights[i];
-    TORCH_CHECK(has(weight) && weight->dim() == 1 && (weight->size(0) == 2 || weight->size(0) == 3), name,
-                "(): ", argument, " must be a vector of two or three elements, but has shape ",
-                has(weight) ? weight->sizes() : at::IntArrayRef{}, "; three are for instance, layer, batch");
+    TORCH_CHECK_TYPE(has(weight), name, "(): argument '", argument, "' must be Tensor, not NoneType");
+    const auto size = weight->dim() == 1 ? weight->sym_size(0).guard_int(__FILE__, __LINE__) : 0;
+    TORCH_CHECK(size == 2 || size == 3, name, "(): ", argument, " must be a vector of two or three elements, but has ",
+                "shape ", weight->sym_sizes(), "; three are for instance, layer, batch");
     check_parameter(name, argument, weight, in.x);
   }
-  TORCH_CHECK(in.mean_weight->size(0) == in.var_weight->size(0), name, "(): mean_weight and var_weight must be of one ",
-              "length, but have ", in.mean_weight->size(0), " and ", in.var_weight->size(0), " elements");
+  TORCH_CHECK(in.mean_weight->sym_numel() == in.var_weight->sym_numel(), name,
+              "(): mean_weight and var_weight must be ", "of one length, but have ", in.mean_weight->sym_numel(),
+              " and ", in.var_weight->sym_numel(), " elements");
   TORCH_CHECK(in.sets == Sets::Instance && !has(in.mask), name,
               "(): a switchable norm is for sets 2 (instance), "
               "without mask");
@@ -132,7 +134,7 @@ RenormBounds bounds_of(const char* op, at::ArrayRef<double> list) {
 }
 
 uint8_t switch_terms_of(const PlaneNormInputs& in) {
-  if (in.mean_weight->size(0) == 3) return SwitchInstance | SwitchLayer | SwitchBatch;
+  if (in.mean_weight->sym_numel().guard_int(__FILE__, __LINE__) == 3) return SwitchInstance | SwitchLayer | SwitchBatch;
   return in.x.dim() == 2 ? SwitchLayer | SwitchBatch : SwitchInstance | SwitchLayer;
 }
 

@@ -16,6 +16,8 @@ struct SwitchNorm {
                                 const OptTensor& running_mean, const OptTensor& running_var, const OptTensor& weight,
                                 const OptTensor& bias, bool training, double momentum, double eps, bool moving_average,
                                 const OptTensor& residual, std::string_view activation) {
+    // Without them it would be another norm.
+    TORCH_CHECK_TYPE(has(mean_weight), "switch_norm(): argument 'mean_weight' must be Tensor, not NoneType");
     return {.x = x,
             .running_mean = running_mean,
             .running_var = running_var,
