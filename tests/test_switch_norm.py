@@ -220,7 +220,7 @@ ERRORS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "logits of another length": ({"mean_weight": torch.ones(4)}, RuntimeError, "mean_weight"),
     "logits that differ in length": ({"var_weight": torch.ones(2)}, RuntimeError, "var_weight"),
     "logits of two dimensions": ({"mean_weight": torch.ones(3, 1)}, RuntimeError, "mean_weight"),
-    "integer logits": ({"mean_weight": torch.ones(3).int()}, NotImplementedError, "mean_weight"),
+    "integer logits": ({"mean_weight": torch.ones(3).int()}, RuntimeError, "mean_weight"),
     "weight's size": ({"weight": torch.ones(5)}, RuntimeError, "weight"),
     "bias's size": ({"bias": torch.ones(5)}, RuntimeError, "bias"),
     "running_mean's size": ({"running_mean": torch.ones(5)}, RuntimeError, "running_mean"),

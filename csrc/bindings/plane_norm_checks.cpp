@@ -73,20 +73,15 @@ void check_switch(const PlaneNormInputs& in) {
               "(): mean_weight and var_weight must be ", "of one length, but have ", in.mean_weight->sym_numel(),
               " and ", in.var_weight->sym_numel(), " elements");
   TORCH_CHECK(in.sets == Sets::Instance && !has(in.mask), name,
-              "(): a switchable norm is for sets 2 (instance), "
-              "without mask");
-  const bool batch = switch_terms_of(in) & SwitchBatch;
-  TORCH_CHECK(batch || !has(in.running_mean), name, "(): two weights are for instance and layer: there are no running ",
-              "statistics; pass None, or three weights");
-  TORCH_CHECK(!batch || in.batch_statistics || has(in.running_mean), name, "(): running_mean and running_var must be ",
-              "defined in evaluation mode; pass them, or training=True");
+              "(): a switchable norm is for sets 2 (instance), without mask");
 }
 
 void check_running(const PlaneNormInputs& in) {
   const bool mean = has(in.running_mean), var = has(in.running_var);
-  if (in.sets == Sets::Instance && !in.switchable())
+  if (in.sets == Sets::Instance && !in.switchable()) {
     TORCH_CHECK(in.batch_statistics || (mean && var), "Expected running_mean and running_var to be defined when ",
                 "use_input_stats is false in instance_norm(); pass them, or use_input_stats=True");
+  }
   if (!in.batch_statistics && !in.switchable()) {
     TORCH_CHECK(mean, "running_mean must be defined in evaluation mode; pass it to batch_norm(), or training=True");
     TORCH_CHECK(var, "running_var must be defined in evaluation mode; pass it to batch_norm(), or training=True");
@@ -205,6 +200,14 @@ void check_inputs(const PlaneNormInputs& in) {
                       in.batch_statistics ? "positive during training" : "non-negative", ", but got ", in.eps);
   check_running(in);
   check_tensors(in);
+  if (in.switchable()) {
+    const bool batch = switch_terms_of(in) & SwitchBatch;
+    TORCH_CHECK(batch || !has(in.running_mean), in.name(),
+                "(): two weights are for instance and layer: there are no running ",
+                "statistics; pass None, or three weights");
+    TORCH_CHECK(!batch || in.batch_statistics || has(in.running_mean), in.name(),
+                "(): running_mean and running_var must be ", "defined in evaluation mode; pass them, or training=True");
+  }
   if (in.sets == Sets::Group)
     TORCH_CHECK_VALUE(several(x.sym_size(0) * (channels_of(x) / in.groups) * spatial_of(x)),
                       "Expected more than 1 value per channel when training, got input size ", x.sym_sizes(),

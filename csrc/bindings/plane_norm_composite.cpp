@@ -80,7 +80,8 @@ Tensor plane_norm_composite(const PlaneNormInputs& in) {
   const auto x = planes.planes(in.x);
   Normalized n;
   if (in.switchable()) {
-    const auto s = switch_statistics(planes, x);
+    const bool constant = !in.batch_statistics;
+    const auto s = switch_statistics(planes, x, constant ? in.running_mean : none, constant ? in.running_var : none);
     n.x_hat = (x - s.mean) * s.rstd, n.mean = s.batch_mean, n.var = s.batch_var;
   } else if (in.batch_statistics) {
     n = normalize(planes, x, in.eps);
@@ -106,7 +107,12 @@ Gradients plane_norm_backward_composite(const PlaneNormInputs& in, const Tensor&
   Renormed c;
   Switched s;
   if (in.switchable()) {
-    s = switch_statistics(planes, x);
+    // Behind the others (interface/plane_norm.h).
+    const auto of_channels = [&](const Tensor& t) -> OptTensor {
+      const auto channels = in.x.sym_size(1);
+      return in.batch_statistics ? none : OptTensor(t.narrow_symint(0, t.sym_numel() - channels, channels));
+    };
+    s = switch_statistics(planes, x, of_channels(mean), of_channels(rstd));
     n.x_hat = (x - s.mean) * s.rstd;
   } else if (in.batch_statistics) {
     n = normalize(planes, x, in.eps);

@@ -38,7 +38,9 @@ struct Switched {
   SwitchTermTensors plane;
   Tensor p, q, mean, var, rstd, batch_mean, batch_var;
 };
-Switched switch_statistics(const Planes&, const Tensor& x);
+// constant_mean, constant_var: take the batch's place.
+Switched switch_statistics(const Planes&, const Tensor& x, const OptTensor& constant_mean,
+                           const OptTensor& constant_var);
 struct SwitchGradients {
   Tensor x, mean_weight, var_weight;
 };

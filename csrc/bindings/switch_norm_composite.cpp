@@ -22,7 +22,8 @@ SwitchTermTensors merged(const Switched& s, int64_t dim, double factor) {
 
 }  // namespace
 
-Switched switch_statistics(const Planes& planes, const Tensor& x) {
+Switched switch_statistics(const Planes& planes, const Tensor& x, const OptTensor& constant_mean,
+                           const OptTensor& constant_var) {
   const auto& in = planes.inputs();
   const auto terms = switch_terms_of(in);
   const bool unbiased = in.x.dim() == 2 && in.mean_weight->sym_size(0).guard_int(__FILE__, __LINE__) == 2;
@@ -32,8 +33,7 @@ Switched switch_statistics(const Planes& planes, const Tensor& x) {
   const auto layer = merged(s, 1, unbiased ? bessel(in.x.sym_size(1)) : 1);
   auto batch = merged(s, 0, unbiased ? bessel(in.x.sym_size(0)) : 1);
   s.batch_mean = batch.mean, s.batch_var = batch.var;
-  if (!in.batch_statistics && has(in.running_mean))
-    batch = {planes.channel(*in.running_mean), planes.channel(*in.running_var), 0, 0, true};
+  if (has(constant_mean)) batch = {planes.channel(*constant_mean), planes.channel(*constant_var), 0, 0, true};
   s.p = at::softmax(in.mean_weight->to(x.scalar_type()), 0);
   s.q = at::softmax(in.var_weight->to(x.scalar_type()), 0);
   s.plane = s.terms[0];

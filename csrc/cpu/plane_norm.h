@@ -1,4 +1,4 @@
-// The entry points of the plane kernels on the CPU: plane_norm.cpp.
+// The entry points of the plane kernels on the CPU: plane_forward.cpp, plane_backward.cpp.
 #pragma once
 #include "../interface/plane_norm.h"
 
