@@ -57,7 +57,10 @@ def test_plans_are_what_is_launched(backend: TestBackend, op: str, shape, last: 
 @pytest.mark.parametrize("last", LAYOUTS)
 @pytest.mark.parametrize("op", OPS)
 def test_what_fits_on_the_chip_is_read_once(backend: TestBackend, op: str, last: bool) -> None:
-    """Accesses of 16 bytes are those to x, grad_y, y and grad_x: each moves exactly once."""
+    """Accesses of 16 bytes are those to x, grad_y, y and grad_x: each moves exactly once.
+
+    Those of whole grids are also to the table of entries: less than another read of a tensor would take.
+    """
     shape = (2, 16, 1024)
     x = make(shape, last)
     plans = launch_plans(op, shape, num_groups=4, channels_last=last, gpu=IMITATED)
@@ -68,8 +71,9 @@ def test_what_fits_on_the_chip_is_read_once(backend: TestBackend, op: str, last:
     y.backward(torch.ones_like(y))
     forward, backward = (sim.counters()[name] for name in ("plane_forward", "plane_backward"))
     vectors = x.numel() // 4
-    assert forward.loads.by_width[16] == vectors and forward.stores.by_width[16] == vectors
-    assert backward.loads.by_width[16] == 2 * vectors and backward.stores.by_width[16] == vectors
+    for traffic, tensors in ((forward.loads, 1), (forward.stores, 1), (backward.loads, 2), (backward.stores, 1)):
+        entries = vectors // 4 if op == "switch_norm" else 0
+        assert tensors * vectors <= traffic.by_width[16] <= tensors * vectors + entries
 
 
 @pytest.mark.backends("sim")
