@@ -18,7 +18,7 @@ print(' '.join(native_build.sanitizer_libraries('$1')))"; }
 
 native() {
   # shellcheck disable=SC2086
-  "$PYTHON" -m pytest tests/native $PYTEST_ARGS
+  "$PYTHON" -m pytest -n "$WORKERS" tests/native $PYTEST_ARGS
 }
 plain() {
   # shellcheck disable=SC2086

@@ -5,7 +5,7 @@
 // load(p, lanes) widens 16-bit floats; store(p, v, lanes) rounds to nearest even. `lanes` is Whole{}, or Part{n} for
 // the last n < kLanes columns of a row: n elements are touched, the other lanes load as zero. No pointer needs to be
 // aligned. A NaN stays a NaN. Where kPaired<T>, loops of elementwise work and of sums take 2 * kLanes elements as those
-// at even places, Even{}, and those at odd ones, Odd{}: half the instructions that widening neighbours would take.
+// at even places, Even{}, and those at odd ones, Odd{}: that takes no permutation, in or out.
 #pragma once
 #if TFN_VECTOR_BYTES > 16
 #include <immintrin.h>
