@@ -166,6 +166,7 @@ def test_one_statistic_alone(backend: TestBackend, kept: int) -> None:
     torch.testing.assert_close(switch_norm(x, logits, logits, training=True), expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.tsan
 @all_layouts
 @pytest.mark.parametrize("shape, terms", (((16, 12, 14, 14), 3), ((16, 12, 14, 14), 2), ((40, 30), 2)))
 def test_deterministic(backend: TestBackend, layout: str, shape: tuple[int, ...], terms: int) -> None:

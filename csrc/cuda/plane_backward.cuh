@@ -24,6 +24,7 @@ struct PlaneBackwardArguments : PlaneArguments<A> {
   void* grad_bias;
   DType param_type;
   A inverse_count;  // of a set's elements, without a mask
+  SwitchArguments<A> mix;
 };
 
 struct MergeSums {

@@ -24,6 +24,7 @@ struct PlaneForwardArguments : PlaneArguments<A> {
   int64_t* batches;
   A eps, momentum;  // momentum negative: cumulative average
   RenormBoundsOf<A> bounds;
+  SwitchArguments<A> mix;
 };
 
 // Sums over what shares a piece, for the pieces of all slots at once. `joint`: all slots are one piece's.

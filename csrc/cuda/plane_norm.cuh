@@ -116,7 +116,6 @@ struct PlaneArguments {
   Activation activation;
   bool batch_statistics;
   Renorm renorm;
-  SwitchArguments<A> mix;
 };
 
 // ---- where things are
