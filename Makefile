@@ -11,7 +11,7 @@
 #   WORKERS       parallel test processes                                              (auto: one per core)
 #   PYTEST_ARGS   further arguments for pytest, e.g. PYTEST_ARGS="-k rms_norm -x"
 #   STEPS         of `make native`: native, plain, asan, tsan                          (all)
-#   DEMO_ARGS, BENCH_ARGS   further arguments for the demo and the benchmark
+#   DEMO_ARGS, COMPARE_ARGS, BENCH_ARGS   further arguments for the demos and the benchmark
 #   OUT           `make gpu` copies its logs and results there
 # The build reads MAX_JOBS, FORCE_CUDA, CUDA_HOME and TORCH_CUDA_ARCH_LIST as torch.utils.cpp_extension does.
 
@@ -21,6 +21,7 @@ WORKERS ?= auto
 PYTEST_ARGS ?=
 STEPS ?=
 DEMO_ARGS ?=
+COMPARE_ARGS ?=
 BENCH_ARGS ?=
 
 ifdef PYTHON
@@ -38,7 +39,7 @@ REQUIRE = "$(PYTHON)" scripts/requirements.py --torch "$(TORCH)" build
 BUILD = "$(PYTHON)" scripts/build.py
 HAS = { command -v $(1) || test -x "$${CUDA_HOME:-/usr/local/cuda}/bin/$(1)"; } >/dev/null
 
-.PHONY: given-python help demo test build native cuda-check torch-versions gpu bench lint format clean
+.PHONY: given-python help demo compare test build native cuda-check torch-versions gpu bench lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -62,6 +63,11 @@ demo: $(ENVIRONMENT)  ## train three small networks with torch.nn's norms and wi
 	@$(REQUIRE) demo
 	@$(BUILD)
 	"$(PYTHON)" examples/train_digits.py $(DEMO_ARGS)
+
+compare: $(ENVIRONMENT)  ## accuracy of seven norms by the size of their batches; COMPARE_ARGS="--quick" for a look
+	@$(REQUIRE) demo
+	@$(BUILD)
+	"$(PYTHON)" examples/compare_norms.py $(COMPARE_ARGS)
 
 test: $(ENVIRONMENT)  ## the whole test suite
 	@$(REQUIRE) test $(MODELS)

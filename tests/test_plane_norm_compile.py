@@ -32,7 +32,8 @@ all_ops = pytest.mark.parametrize("op", PLANE_OPS, ids=str)
 both_layouts = pytest.mark.parametrize("layout", LAYOUTS)
 NAMESPACE = torch.ops.torchfastnorm
 SETS = {BATCH_NORM: 0, GROUP_NORM: 1, INSTANCE_NORM: 2}
-NOTHING = ("none", [0.0] * 6)  # renorm and its bounds
+NO_RENORM = ("none", [0.0] * 6)  # and its bounds
+NO_SWITCH = (None, None)
 
 
 @pytest.fixture(autouse=True)
@@ -215,12 +216,13 @@ def test_opcheck_of_the_inner_ops(backend: TestBackend, op: PlaneOp) -> None:
         detached = case.map(Tensor.detach, LEAVES)
         rest = (SETS[op], case.groups, True)
         tensors = (detached.weight, detached.bias, detached.residual, detached.mask)
-        forward = (detached.x, None, None, None, *tensors, *rest, 0.1, case.eps, case.activation, *NOTHING)
+        options = (0.1, case.eps, case.activation, *NO_RENORM, *NO_SWITCH, True)
+        forward = (detached.x, None, None, None, *tensors, *rest, *options)
         opcheck(NAMESPACE.plane_norm_forward.default, forward)
         _, mean, rstd = NAMESPACE.plane_norm_forward(*forward)
         tensors = (case.weight, case.bias, case.residual, case.mask)
         grad_y = case.grad_y.detach().requires_grad_(case.x.requires_grad)
         param = torch.float32
-        options = (case.eps, case.activation, NOTHING[0])
-        backward = (grad_y, case.x, mean, rstd, *tensors, *rest, *options, param, list(mask))
+        options = (case.eps, case.activation, NO_RENORM[0], *NO_SWITCH)
+        backward = (grad_y, case.x, mean, rstd, *tensors, *rest, *options, param, [*mask, False, False])
         opcheck(NAMESPACE.plane_norm_backward.default, backward)

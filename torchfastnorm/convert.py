@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import logging
 from collections import Counter
+from collections.abc import Callable, Mapping
 from itertools import pairwise
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from torch import nn
 
+from . import _transfer
 from .ops._plane_norm import Activation, PlaneNorm
 from .ops.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from .ops.group_norm import GroupNorm
@@ -82,8 +84,26 @@ def _fold(model: nn.Module) -> None:
             logger.info("%s after %s folded into it", type(follower).__name__, norm)
 
 
+def _replace(model: nn.Module, successors: dict[int, nn.Module]) -> nn.Module:
+    """Put the successors, by the identity of the old modules, into every place where these stand."""
+    for module in model.modules():
+        for name, child in module._modules.items():
+            if child is not None and id(child) in successors:
+                module._modules[name] = successors[id(child)]
+    return successors.get(id(model), model)
+
+
+def _take_over(module: nn.Module, successor: nn.Module) -> nn.Module:
+    """Hooks and mode. Hooks on state_dicts stay behind: the keys may be others."""
+    for name, value in vars(module).items():
+        if "_hooks" in name and "state_dict" not in name:
+            setattr(successor, name, value)
+    return successor.train(module.training)
+
+
 def convert(
     model: Model,
+    mapping: Mapping[str, str | Callable[[Any], nn.Module]] | None = None,
     inplace: bool = False,
     *,
     fold_activations: bool = False,
@@ -96,8 +116,17 @@ def convert(
     replaced module keeps its parameters and buffers (the same objects), hooks, training mode, dtype and device; a
     module used in several places stays one module. The model itself may be a norm.
 
+    Replaced as well, by new modules with the same values, are the BatchRenorm of TorchRL (without ``smooth``), of
+    Stable-Baselines3 Contrib and of the package batchrenorm, and the SwitchNorm of its authors' repository. They are
+    known by the name of their class and of its module; nothing is imported. Make optimizers after the conversion.
+
     Args:
         model: any module.
+        mapping: what else than a BatchNorm each ``BatchNorm1d/2d/3d``, torch.nn's or ours, becomes:
+            ``{"BatchNorm2d": "SwitchNorm2d"}``. By name a ``BatchRenorm1d/2d/3d``, ``SwitchNorm1d/2d/3d``,
+            ``GroupNorm`` (of 32 groups, or as many of these as divide the channels) or ``InstanceNorm1d/2d/3d``: a new
+            module with the old one's eps, momentum (in the new one's convention), weight and bias and, where there are
+            such, running statistics. Or a function from the old module to the new one. Default: None, nothing else.
         inplace: change ``model`` itself. Default: False, convert a deep copy.
         fold_activations: let a BatchNorm, GroupNorm or InstanceNorm apply the ReLU, LeakyReLU (slope 0.01), ELU (alpha
             1), SiLU or GELU that directly follows it in an ``nn.Sequential``; ``nn.Identity`` takes its place. Left
@@ -107,7 +136,10 @@ def convert(
             INFO to the logger ``torchfastnorm.convert``.
 
     Returns:
-        The converted model: ``model`` itself if ``inplace``.
+        The converted model: ``model`` itself if ``inplace``, unless it is itself such a norm of another class.
+
+    Raises:
+        ValueError: ``mapping`` names a class that it cannot.
 
     Example::
 
@@ -117,8 +149,18 @@ def convert(
     """
     if not inplace:
         model = copy.deepcopy(model)
+    chosen = _transfer.chosen(dict(mapping or {}))
     count = 0
+    successors: dict[int, nn.Module] = {}
     for name, module in model.named_modules():
+        make = chosen.get(type(module)) or _transfer.foreign(module)
+        if make is not None:
+            successor = successors[id(module)] = _take_over(module, make(module))
+            count += 1
+            logger.info("%s: %s -> %s", name or "(model)", type(module).__name__, successor)
+            if report is not None:
+                report.append(Replacement(name, successor))
+            continue
         replacement = REPLACEMENTS.get(type(module))
         if replacement is None:
             continue
@@ -129,6 +171,7 @@ def convert(
         logger.info("%s: torch.nn.%s -> torchfastnorm.%s", name or "(model)", replacement.__name__, module)
         if report is not None:
             report.append(Replacement(name, module))
+    model = cast(Model, _replace(model, successors))
     if fold_activations:
         _fold(model)
     logger.info("modules replaced: %d", count)

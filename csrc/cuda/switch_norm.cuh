@@ -11,22 +11,22 @@
 
 namespace torchfastnorm::cuda {
 
-// What combine_grid needs to see each sample's planes (i < samples), then each channel's; these several times if asked.
-struct SwitchGroups {
-  const PlaneGeometry& g;
-
-  // Of group i's planes.
-  __device__ __forceinline__ EntryRange operator()(int64_t i) const {
-    if (i < g.samples) return {i * g.channels, 0, 1, unsigned(g.channels)};
-    return {channel(i), g.channels, unsigned(g.samples), 1};
-  }
-  // How often the channels have come before, and which this is.
-  __device__ __forceinline__ int64_t turn(int64_t i) const {
-    return g.channels_divisor.quotient(uint32_t(i - g.samples));
-  }
-  __device__ __forceinline__ int64_t channel(int64_t i) const { return i - g.samples - turn(i) * g.channels; }
-  __device__ __forceinline__ int64_t count() const { return g.samples + g.channels; }
-};
+// merge, weigh and f as of combine_grid, over groups of planes: every sample's (group i < samples), then every channel's,
+// `turns` times. In two calls, because the lists are of different lengths.
+template <class A, class Merge, class Weigh, class F>
+__device__ __forceinline__ void combine_planes(const PlaneGeometry& g, const Entry<A>* planes, unsigned turns,
+                                               Merge merge, Weigh weigh, F f) {
+  combine_grid<A>(
+      planes, g.samples, [&](int64_t i) -> EntryRange { return {i * g.channels, 0, 1, unsigned(g.channels)}; }, merge,
+      weigh, f);
+  combine_grid<A>(
+      planes, turns * int64_t(g.channels),
+      [&](int64_t i) -> EntryRange {
+        return {i - int64_t(g.channels_divisor.quotient(uint32_t(i))) * g.channels, g.channels, unsigned(g.samples), 1};
+      },
+      merge, [&](const Entry<A>& e, int64_t i, unsigned k) { return weigh(e, g.samples + i, k); },
+      [&](int64_t i, const Entry<A>& e) { f(g.samples + i, e); });
+}
 
 template <class A>
 __device__ __forceinline__ SwitchPair<A> switch_weights(const SwitchArguments<A>& mix) {
@@ -87,13 +87,12 @@ __device__ __forceinline__ void batch_term(const Arguments& a, int64_t channel, 
 template <class A, class Arguments, class Merge>
 __device__ __forceinline__ void switch_forward(const Arguments& a, Merge merge) {
   const PlaneGeometry& g = a.geometry;
-  const SwitchGroups groups{g};
-  combine_grid<A>(
-      a.mix.planes, groups.count(), groups, merge, [](const Entry<A>& e, int64_t, unsigned) { return e; },
+  combine_planes(
+      g, a.mix.planes, 1, merge, [](const Entry<A>& e, int64_t, unsigned) { return e; },
       [&](int64_t i, const Entry<A>& e) {
         const A count = a.mix.unbiased && e.count > A(1) ? e.count - A(1) : e.count;
         A mean = e.first, var = quotient(e.second, count);
-        if (i >= g.samples) batch_term(a, groups.channel(i), mean, var);
+        if (i >= g.samples) batch_term(a, i - g.samples, mean, var);
         store(a.mean + 2 * g.set_count + i, mean);
         store(a.rstd + 2 * g.set_count + i, var);
       });
@@ -124,16 +123,16 @@ template <class A, class Arguments, class Merge>
 __device__ __forceinline__ void switch_backward(const Arguments& a, Merge merge) {
   const PlaneGeometry& g = a.geometry;
   const SwitchArguments<A>& mix = a.mix;
-  const SwitchGroups groups{g};
-  const int64_t count = groups.count();
+  const int64_t count = g.samples + g.channels;
   const A *const means = a.mean + g.set_count, *const vars = a.rstd + g.set_count;
   const SwitchPair<A> weights = switch_weights(mix);
   // Each sample, each channel; then, for each term, each channel again, of what the softmaxes' gradients are made of.
-  combine_grid<A>(
-      mix.planes, count + switch_terms * g.channels, groups, merge,
+  combine_planes(
+      g, mix.planes, 1 + switch_terms, merge,
       [&](Entry<A> e, int64_t i, unsigned k) {
         if (i < count) return e;
-        const int64_t plane = groups.channel(i) + int64_t(k) * g.channels, term = groups.turn(i) - 1;
+        const int64_t term = g.channels_divisor.quotient(uint32_t(i - count));
+        const int64_t plane = i - count - term * g.channels + int64_t(k) * g.channels;
         SwitchPair<A> moments;
         load_terms(g, means, plane, moments.mean);
         load_terms(g, vars, plane, moments.var);

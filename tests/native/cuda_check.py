@@ -320,8 +320,8 @@ def check(sources: Sequence[Path], architectures: Sequence[str]) -> list[Kernel]
     find_nvcc(), find_cuobjdump()
     jobs = [(source, arch) for source in sources for arch in architectures]
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
-        cubins = list(pool.map(lambda job: compile_cubin(*job), jobs))
-    return [kernel for cubin, (_, arch) in zip(cubins, jobs, strict=True) for kernel in read_cubin(cubin, arch)]
+        found = pool.map(lambda job: read_cubin(compile_cubin(*job), job[1]), jobs)
+        return [kernel for kernels in found for kernel in kernels]
 
 
 def main() -> int:

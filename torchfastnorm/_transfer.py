@@ -1,0 +1,178 @@
+"""What :func:`convert` makes of a norm by which it is not simply replaced: a module of another class, with the values
+of the old one's parameters and statistics where they mean the same."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .ops.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from .ops.batch_renorm import KEYS, BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
+from .ops.group_norm import GroupNorm
+from .ops.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
+from .ops.switch_norm import SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
+
+Make = Callable[[Any], nn.Module]
+
+BATCH_NORMS = {
+    f"BatchNorm{dims}d": kinds
+    for dims, kinds in enumerate(
+        ((nn.BatchNorm1d, BatchNorm1d), (nn.BatchNorm2d, BatchNorm2d), (nn.BatchNorm3d, BatchNorm3d)), start=1
+    )
+}
+
+
+def _options(module: nn.Module, like: Tensor | None = None) -> dict[str, Any]:
+    """Device and dtype of ``module``, or of ``like``, and the activation that it applies."""
+    tensors = (t for t in (like, *module.parameters(), *module.buffers()) if t is not None and t.is_floating_point())
+    example = next(tensors, None)
+    options: dict[str, Any] = {} if example is None else {"device": example.device, "dtype": example.dtype}
+    return options | {"activation": getattr(module, "activation", "none")}
+
+
+@torch.no_grad()
+def _copy(values: dict[str, Tensor | None]) -> Callable[[nn.Module], nn.Module]:
+    def into(module: nn.Module) -> nn.Module:
+        for name, value in values.items():
+            own = getattr(module, name, None)
+            if own is not None and value is not None:
+                own.data.copy_(value.detach().view_as(own))
+                own.requires_grad_(value.requires_grad)
+        return module
+
+    return into
+
+
+def _of_norm(module: nn.Module, *names: str) -> dict[str, Tensor | None]:
+    return {name: getattr(module, name, None) for name in ("weight", "bias", *names)}
+
+
+STATISTICS = ("running_mean", "running_var")
+
+
+def _to_batch_renorm(kind: type[nn.Module]) -> Make:
+    def make(module: nn.BatchNorm2d) -> nn.Module:
+        momentum = {} if module.momentum is None else {"momentum": module.momentum}
+        bias = module.bias is not None
+        new = kind(module.num_features, module.eps, affine=module.affine, bias=bias, **momentum, **_options(module))
+        return _copy(_of_norm(module, *STATISTICS, "num_batches_tracked"))(new)
+
+    return make
+
+
+def _to_switch_norm(kind: type[nn.Module]) -> Make:
+    def make(module: nn.BatchNorm2d) -> nn.Module:
+        options = _options(module)
+        if module.momentum is not None:
+            options["momentum"] = 1 - module.momentum
+        # Without running statistics to evaluate with there can be no term of the batch.
+        if kind is not SwitchNorm1d:
+            options["using_bn"] = module.track_running_stats
+        return _copy(_of_norm(module, *STATISTICS))(kind(module.num_features, module.eps, **options))
+
+    return make
+
+
+def _to_group_norm(module: nn.BatchNorm2d) -> nn.Module:
+    groups, bias = math.gcd(32, module.num_features), module.bias is not None
+    new = GroupNorm(groups, module.num_features, module.eps, module.affine, bias=bias, **_options(module))
+    return _copy(_of_norm(module))(new)
+
+
+def _to_instance_norm(kind: type[nn.Module]) -> Make:
+    def make(module: nn.BatchNorm2d) -> nn.Module:
+        bias = module.bias is not None
+        new = kind(module.num_features, module.eps, affine=module.affine, bias=bias, **_options(module))
+        return _copy(_of_norm(module))(new)
+
+    return make
+
+
+# What a BatchNorm can become, by name.
+FROM_BATCH_NORM: dict[str, Make] = {
+    "GroupNorm": _to_group_norm,
+    **{kind.__name__: _to_batch_renorm(kind) for kind in (BatchRenorm1d, BatchRenorm2d, BatchRenorm3d)},
+    **{kind.__name__: _to_instance_norm(kind) for kind in (InstanceNorm1d, InstanceNorm2d, InstanceNorm3d)},
+    **{kind.__name__: _to_switch_norm(kind) for kind in (SwitchNorm1d, SwitchNorm2d, SwitchNorm3d)},
+}
+
+
+def _from_switch_norm(kind: type[nn.Module]) -> Make:
+    """Of the authors' module."""
+
+    def make(module: Any) -> nn.Module:
+        options = _options(module)
+        if kind is not SwitchNorm1d:
+            options |= {"using_bn": module.using_bn, "last_gamma": getattr(module, "last_gamma", False)}
+        new = kind(module.weight.numel(), module.eps, module.momentum, module.using_moving_average, **options)
+        return _copy(_of_norm(module, "mean_weight", "var_weight", *STATISTICS))(new)
+
+    return make
+
+
+def _from_batch_renorm(kind: type[nn.Module], dialect: str) -> Make:
+    def make(module: Any) -> nn.Module:
+        theirs = KEYS.get(dialect, {})
+        names = {name: theirs.get(name, name) for name in ("weight", "bias", *STATISTICS, "num_batches_tracked")}
+        values = {ours: getattr(module, name) for ours, name in names.items()}
+        affine = getattr(module, "affine", True)
+        options = _options(module, values["weight"])
+        if dialect != "ludvb":
+            first = module.warmup_steps + (dialect == "sb3")
+            options |= {"r_ramp": (first, first), "d_ramp": (first, first)}
+            bounds = ("max_r", "max_d") if dialect == "torchrl" else ("rmax", "dmax")
+            options |= {"r_max": getattr(module, bounds[0]), "d_max": getattr(module, bounds[1])}
+        arguments = (values["weight"].numel(), module.eps, module.momentum, affine)
+        return _copy(values)(kind(*arguments, dialect=dialect, **options))
+
+    return make
+
+
+# Classes of other packages: how their module's name ends, their name, what becomes of them.
+FOREIGN: tuple[tuple[str, str, Make], ...] = (
+    *(
+        ("switchable_norm", kind.__name__, _from_switch_norm(kind))
+        for kind in (SwitchNorm1d, SwitchNorm2d, SwitchNorm3d)
+    ),
+    *(
+        ("batchrenorm.batchrenorm", kind.__name__, _from_batch_renorm(kind, "ludvb"))
+        for kind in (BatchRenorm1d, BatchRenorm2d, BatchRenorm3d)
+    ),
+    ("torchrl.modules.models.batchrenorm", "BatchRenorm1d", _from_batch_renorm(BatchRenorm1d, "torchrl")),
+    ("sb3_contrib.common.torch_layers", "BatchRenorm1d", _from_batch_renorm(BatchRenorm1d, "sb3")),
+)
+
+
+def foreign(module: nn.Module) -> Make | None:
+    """What to make of a module of another package, which is not imported for this; None: nothing."""
+    kind = type(module)
+    for path, name, make in FOREIGN:
+        known = kind.__module__ == path or kind.__module__.endswith(f".{path}")
+        # TorchRL's smooth warm-up weighs r and d themselves, ours their bounds.
+        if known and kind.__name__ == name and not getattr(module, "smooth", False):
+            return make
+    return None
+
+
+def chosen(mapping: dict[str, str | Make]) -> dict[type[nn.Module], Make]:
+    """From the names of BatchNorm's classes to what makes their successors.
+
+    Raises:
+        ValueError: a name is unknown.
+    """
+    found = {}
+    for name, target in mapping.items():
+        if name not in BATCH_NORMS:
+            raise ValueError(f"convert: {name!r} cannot be mapped, only {', '.join(BATCH_NORMS)}")
+        if isinstance(target, str) and target not in FROM_BATCH_NORM:
+            raise ValueError(
+                f"convert: {name} cannot become {target!r}, only {', '.join(FROM_BATCH_NORM)}, or what a "
+                "function of the module returns"
+            )
+        make = FROM_BATCH_NORM[target] if isinstance(target, str) else target
+        found.update(dict.fromkeys(BATCH_NORMS[name], make))
+    return found
