@@ -164,7 +164,7 @@ def chosen(mapping: dict[str, str | Make]) -> dict[type[nn.Module], Make]:
     Raises:
         ValueError: a name is unknown.
     """
-    found = {}
+    found: dict[type[nn.Module], Make] = {}
     for name, target in mapping.items():
         if name not in BATCH_NORMS:
             raise ValueError(f"convert: {name!r} cannot be mapped, only {', '.join(BATCH_NORMS)}")
