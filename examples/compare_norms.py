@@ -171,12 +171,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, help="trainings of each kind (default 3, quick 1)")
     parser.add_argument("--batches", type=int, nargs="+", help="sizes of batch (default 1 2 4 8 32 128, quick 2 8 32)")
     parser.add_argument("--epochs", type=int, help="passes over the 1,437 training images (default 5, quick 2)")
-    parser.add_argument("--steps", type=int, help="at most so many (default 1500, quick 400)")
+    parser.add_argument("--steps", type=int, help="at most so many (default 1000, quick 400)")
     parser.add_argument("--learning-rate", type=float, default=0.05, help="for a batch of 32 (default 0.05)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1: the network is small)")
     parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for the results (demo_output)")
     options = parser.parse_args()
-    usual = {"seeds": (3, 1), "batches": ([1, 2, 4, 8, 32, 128], [2, 8, 32]), "epochs": (5, 2), "steps": (1500, 400)}
+    usual = {"seeds": (3, 1), "batches": ([1, 2, 4, 8, 32, 128], [2, 8, 32]), "epochs": (5, 2), "steps": (1000, 400)}
     for name, values in usual.items():
         if getattr(options, name) is None:
             setattr(options, name, values[options.quick])
