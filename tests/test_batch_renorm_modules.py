@@ -76,6 +76,7 @@ def test_errors(backend: TestBackend) -> None:
     arguments = make((4, 6), torch.float32, backend)
     for options, message in (
         ({"dialect": "keras"}, "unknown dialect 'keras'"),
+        ({"dialect": "none"}, "unknown dialect 'none'"),
         ({"r_max": 0.5}, "r_max must be at least 1"),
         ({"d_max": -1.0}, "d_max must not be negative"),
         ({"momentum": -0.1}, "momentum must be"),

@@ -50,6 +50,35 @@ def test_without_running_statistics_there_is_no_term_of_the_batch() -> None:
     assert converted.mean_weight.shape == (2,) and converted.running_mean is None
 
 
+@pytest.mark.parametrize("dims, target", ((1, "SwitchNorm1d"), (1, "BatchRenorm1d"), (2, "BatchRenorm2d")))
+def test_statistics_are_not_made_up(dims: int, target: str) -> None:
+    norm = getattr(nn, f"BatchNorm{dims}d")(8, track_running_stats=False)
+    with pytest.raises(ValueError, match="does not keep"):
+        convert(norm, {f"BatchNorm{dims}d": target})
+
+
+def test_backward_hooks_and_hooks_of_the_successor() -> None:
+    seen: list[str] = []
+    norm = nn.BatchNorm2d(8)
+    norm.register_full_backward_hook(lambda *_: seen.append("backward"))
+
+    def make(module: Any) -> nn.Module:
+        successor = nn.Identity()
+        successor.register_forward_hook(lambda *_: seen.append("its own"))
+        return successor
+
+    for target in ("SwitchNorm2d", make):
+        convert(norm, {"BatchNorm2d": target})(torch.randn(SIZES[2], requires_grad=True)).sum().backward()
+    assert seen == ["backward", "its own", "backward"]
+
+
+def test_each_tensor_keeps_its_dtype() -> None:
+    norm = nn.BatchNorm2d(8)
+    norm.weight.data, norm.bias.data = norm.weight.data.bfloat16(), norm.bias.data.bfloat16()
+    converted = convert(norm, {"BatchNorm2d": "SwitchNorm2d"})
+    assert (converted.weight.dtype, converted.running_var.dtype) == (torch.bfloat16, torch.float32)
+
+
 @pytest.mark.parametrize("options", ({}, {"affine": False}))
 @pytest.mark.parametrize("target, groups", (("GroupNorm", 8), ("InstanceNorm2d", None)))
 def test_group_and_instance_norm_take_the_parameters(target: str, groups: int | None, options: dict[str, Any]) -> None:

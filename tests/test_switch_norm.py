@@ -259,3 +259,16 @@ def test_evaluation_needs_what_the_batch_would_give(backend: TestBackend) -> Non
         switch_norm(**arguments)
     arguments |= {name: arguments[name][:2].clone() for name in LOGITS}
     assert switch_norm(**arguments).isfinite().all()
+
+
+@all_layouts
+def test_other_samples_have_no_say_without_the_batch(backend: TestBackend, layout: str) -> None:
+    """A NaN or an infinite variance of one sample, in a mixture of instance and layer, and in evaluation."""
+    for terms, training in ((2, True), (3, False)):
+        arguments = make((4, 6, 5, 7), torch.float32, backend, layout, terms)
+        alone = {n: t[1:] if n in ("input", "residual") else t for n, t in arguments.items()}
+        expected = results_of(switch_norm, alone, training=training)
+        for value in (float("nan"), 1e30):
+            arguments["input"][0, 2, 0, 0] = value
+            found = results_of(switch_norm, arguments, training=training)
+            assert torch.equal(found["y"][1:], expected["y"])

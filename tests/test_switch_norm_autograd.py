@@ -116,6 +116,7 @@ def test_opcheck(
 def test_fullgraph(backend: TestBackend, kind: Any, moving_average: bool) -> None:
     """In training and in evaluation: values, gradients, running statistics, and the number of batches."""
     module = kind(6, using_moving_average=moving_average, activation="silu").to(backend.device)
+    module.mean_weight.data = module.mean_weight.data.half()  # each gradient has its own dtype
     twin = copy.deepcopy(module)
     compiled = torch.compile(twin, fullgraph=True, backend="aot_eager")
     x = torch.randn(4, 6, *(3,) * (module.input_dims - 2), device=backend.device)

@@ -26,6 +26,14 @@ BATCH_NORMS = {
 }
 
 
+def _needs_statistics(module: Any, kind: type[nn.Module]) -> None:
+    if not module.track_running_stats:
+        raise ValueError(
+            f"convert: a {kind.__name__} evaluates with running statistics, which {module} does not keep; map it to "
+            "another norm, or leave it out"
+        )
+
+
 def _options(module: nn.Module, like: Tensor | None = None) -> dict[str, Any]:
     """Device and dtype of ``module``, or of ``like``, and the activation that it applies."""
     tensors = (t for t in (like, *module.parameters(), *module.buffers()) if t is not None and t.is_floating_point())
@@ -40,7 +48,7 @@ def _copy(values: dict[str, Tensor | None]) -> Callable[[nn.Module], nn.Module]:
         for name, value in values.items():
             own = getattr(module, name, None)
             if own is not None and value is not None:
-                own.data.copy_(value.detach().view_as(own))
+                own.data = value.detach().clone().view(own.shape)  # with its dtype
                 own.requires_grad_(value.requires_grad)
         return module
 
@@ -56,6 +64,7 @@ STATISTICS = ("running_mean", "running_var")
 
 def _to_batch_renorm(kind: type[nn.Module]) -> Make:
     def make(module: nn.BatchNorm2d) -> nn.Module:
+        _needs_statistics(module, kind)
         momentum = {} if module.momentum is None else {"momentum": module.momentum}
         bias = module.bias is not None
         new = kind(module.num_features, module.eps, affine=module.affine, bias=bias, **momentum, **_options(module))
@@ -70,7 +79,9 @@ def _to_switch_norm(kind: type[nn.Module]) -> Make:
         if module.momentum is not None:
             options["momentum"] = 1 - module.momentum
         # Without running statistics to evaluate with there can be no term of the batch.
-        if kind is not SwitchNorm1d:
+        if kind is SwitchNorm1d:
+            _needs_statistics(module, kind)
+        else:
             options["using_bn"] = module.track_running_stats
         return _copy(_of_norm(module, *STATISTICS))(kind(module.num_features, module.eps, **options))
 

@@ -96,8 +96,11 @@ def _replace(model: nn.Module, successors: dict[int, nn.Module]) -> nn.Module:
 def _take_over(module: nn.Module, successor: nn.Module) -> nn.Module:
     """Hooks and mode. Hooks on state_dicts stay behind: the keys may be others."""
     for name, value in vars(module).items():
-        if "_hooks" in name and "state_dict" not in name:
-            setattr(successor, name, value)
+        if "_hooks" in name and "state_dict" not in name and value:
+            value.update(getattr(successor, name))
+            setattr(successor, name, value)  # the same dict, from which handles remove their hooks
+    if module._is_full_backward_hook is not None:
+        successor._is_full_backward_hook = module._is_full_backward_hook
     return successor.train(module.training)
 
 
@@ -118,17 +121,19 @@ def convert(
 
     Replaced as well, by new modules with the same values, are the BatchRenorm of TorchRL (without ``smooth``), of
     Stable-Baselines3 Contrib and of the package batchrenorm, and the SwitchNorm of its authors' repository. They are
-    known by the name of their class and of its module; nothing is imported. Make optimizers after the conversion.
+    known by the name of their class and of its module; nothing is imported. Make optimizers after the conversion. (The
+    mask of batchrenorm's modules marks what does not count, and comes where ours take the residual.)
 
     Args:
         model: any module.
         mapping: what else than a BatchNorm each ``BatchNorm1d/2d/3d``, torch.nn's or ours, becomes:
             ``{"BatchNorm2d": "SwitchNorm2d"}``. By name a ``BatchRenorm1d/2d/3d``, ``SwitchNorm1d/2d/3d``,
             ``GroupNorm`` (of 32 groups, or as many of these as divide the channels) or ``InstanceNorm1d/2d/3d``: a new
-            module with the old one's eps, momentum (in the new one's convention), weight and bias and, where there are
-            such, running statistics. Or a function from the old module to the new one. Default: None, nothing else.
+            module with the old one's eps, momentum (in the new one's convention), weight and bias (a SwitchNorm always
+            has both) and, where there are such, running statistics. Or a function from the old module to the new one.
+            Default: None, nothing else.
         inplace: change ``model`` itself. Default: False, convert a deep copy.
-        fold_activations: let a BatchNorm, GroupNorm or InstanceNorm apply the ReLU, LeakyReLU (slope 0.01), ELU (alpha
+        fold_activations: let a norm of feature maps apply the ReLU, LeakyReLU (slope 0.01), ELU (alpha
             1), SiLU or GELU that directly follows it in an ``nn.Sequential``; ``nn.Identity`` takes its place. Left
             alone are modules with hooks, and norms that stand in a second place. Code that takes single modules out of
             a Sequential sees the difference, hence: Default: False.
@@ -139,7 +144,8 @@ def convert(
         The converted model: ``model`` itself if ``inplace``, unless it is itself such a norm of another class.
 
     Raises:
-        ValueError: ``mapping`` names a class that it cannot.
+        ValueError: ``mapping`` names a class that it cannot, or a norm that needs running statistics to evaluate with
+            is to follow one without.
 
     Example::
 

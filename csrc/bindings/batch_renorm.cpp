@@ -17,6 +17,7 @@ struct BatchRenorm {
                                 double eps, double r_max, double d_max, double r_begin, double r_end, double d_begin,
                                 double d_end, std::string_view dialect, const OptTensor& residual,
                                 std::string_view activation, const OptTensor& mask, const OptTensor& batches) {
+    TORCH_CHECK_VALUE(dialect != "none", "batch_renorm(): unknown dialect 'none'; batch_norm() is without correction");
     return {.x = x,
             .running_mean = running_mean,
             .running_var = running_var,

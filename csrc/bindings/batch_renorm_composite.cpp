@@ -38,7 +38,8 @@ std::pair<Tensor, Tensor> renorm_correction(const Planes& planes, const Tensor& 
     const auto value = at::full({}, most, var.options());
     if (!has(in.batches)) return value;
     const auto line = (in.batches->to(var.scalar_type()) - begin) / (end > begin ? end - begin : 1);
-    return at::where(*in.batches >= end, value, least + (most - least) * line.clamp(0, 1));
+    const auto ramp = at::where(*in.batches <= begin, least, least + (most - least) * line);  // most may be infinite
+    return at::where(*in.batches >= end, value, ramp);
   };
   const auto& b = in.bounds;
   const auto r_max = bound(1, b.r_max, b.r_begin, b.r_end), d_max = bound(0, b.d_max, b.d_begin, b.d_end);

@@ -137,6 +137,7 @@ Three plane_norm_forward(const PlaneNormInputs& in, bool statistics) {
     const auto size = statistics_of(in, arguments.shape);
     mean = at::empty({size}, options);
     rstd = at::empty({in.corrects() ? renormed_values * size : size}, options);
+    if (in.corrects() && x.numel() == 0) rstd.zero_();  // its kernel does not correct
     if (in.switchable() && x.numel() == 0) {
       mean.zero_(), rstd.zero_();
       return results;
@@ -230,6 +231,8 @@ Gradients plane_norm_backward(const PlaneNormInputs& in, const Tensor& grad_y_, 
   arguments.param_type = dtype_of(param_dtype);
   const auto workspace = provide_workspace((scope.backend().*op.backward_workspace)(arguments), x, arguments);
   (scope.backend().*op.backward)(arguments, scope.stream());
+  if (grad_mean_logits.defined()) grad_mean_logits = grad_mean_logits.to(in.mean_weight->scalar_type());
+  if (grad_var_logits.defined()) grad_var_logits = grad_var_logits.to(in.var_weight->scalar_type());
   return results;
 }
 

@@ -83,8 +83,9 @@ void check_running(const PlaneNormInputs& in) {
                 "use_input_stats is false in instance_norm(); pass them, or use_input_stats=True");
   }
   if (!in.batch_statistics && !in.switchable()) {
-    TORCH_CHECK(mean, "running_mean must be defined in evaluation mode; pass it to batch_norm(), or training=True");
-    TORCH_CHECK(var, "running_var must be defined in evaluation mode; pass it to batch_norm(), or training=True");
+    const char* instead = in.renorms() ? "()" : "(), or training=True";
+    TORCH_CHECK(mean, "running_mean must be defined in evaluation mode; pass it to ", in.name(), instead);
+    TORCH_CHECK(var, "running_var must be defined in evaluation mode; pass it to ", in.name(), instead);
   }
   TORCH_CHECK_VALUE(mean == var, "running_mean and running_var must either both be None or neither be None, but only ",
                     mean ? "running_mean" : "running_var", " was given to ", in.name(), "()");

@@ -11,8 +11,8 @@
 
 namespace torchfastnorm::cuda {
 
-// merge, weigh and f as of combine_grid, over groups of planes: every sample's (group i < samples), then every channel's,
-// `turns` times. In two calls, because the lists are of different lengths.
+// merge, weigh and f as of combine_grid, over groups of planes: every sample's (group i < samples), then every
+// channel's, `turns` times. In two calls, because the lists are of different lengths.
 template <class A, class Merge, class Weigh, class F>
 __device__ __forceinline__ void combine_planes(const PlaneGeometry& g, const Entry<A>* planes, unsigned turns,
                                                Merge merge, Weigh weigh, F f) {

@@ -54,9 +54,14 @@ TFN_HOST_DEVICE void softmax(unsigned terms, At at, T (&weights)[switch_terms]) 
   for (int k = 0; k < switch_terms; ++k) weights[k] = quotient(weights[k], sum);
 }
 
+// What has no weight has no say, be it infinite or NaN: it may come from another sample.
+template <class T>
+TFN_HOST_DEVICE T weighted(T weight, T value) {
+  return weight == T(0) ? T(0) : weight * value;
+}
 template <class T>
 TFN_HOST_DEVICE T mixed(const T (&weights)[switch_terms], const T (&values)[switch_terms]) {
-  return weights[0] * values[0] + weights[1] * values[1] + weights[2] * values[2];
+  return weighted(weights[0], values[0]) + weighted(weights[1], values[1]) + weighted(weights[2], values[2]);
 }
 
 // Backward. g = grad_y * weight. A plane's gradients of its mean and var, divided by its number of elements:
@@ -72,10 +77,10 @@ TFN_HOST_DEVICE SwitchGradient<T> switch_gradient(const SwitchPair<T>& weights, 
                                                   const SwitchPair<T>& grads, const SwitchFactors<T>& factors) {
   T of_means = T(0), of_vars = T(0);
   for (int k = 0; k < switch_terms; ++k) {
-    const T of_var = weights.var[k] * grads.var[k] * factors.share[k];
+    const T of_var = weighted(weights.var[k] * factors.share[k], grads.var[k]);
     of_vars += of_var;
-    of_means += weights.mean[k] * grads.mean[k] * factors.share[k] +
-                T(2) * factors.bessel[k] * of_var * (moments.mean[0] - moments.mean[k]);
+    of_means += weighted(weights.mean[k] * factors.share[k], grads.mean[k]) +
+                weighted(of_var, T(2) * factors.bessel[k] * (moments.mean[0] - moments.mean[k]));
   }
   const T slope = T(2) * factors.bessel[0] * of_vars;
   return {slope, of_means + slope * (mixed(weights.mean, moments.mean) - moments.mean[0])};

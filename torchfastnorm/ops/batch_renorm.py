@@ -75,8 +75,9 @@ def batch_renorm(
         Tensor of input's shape, dtype and memory format. Differentiable any number of times.
 
     Raises:
-        ValueError: an unknown dialect, r_max < 1, d_max < 0, a negative momentum, missing running statistics; and what
-            :func:`batch_norm` raises.
+        ValueError: an unknown dialect; in training r_max < 1, d_max < 0, a negative momentum, or running statistics are
+            missing.
+        RuntimeError: running statistics are missing in evaluation; and what :func:`batch_norm` raises.
     """
     bounds = (r_max, d_max, 0.0, 0.0, 0.0, 0.0)
     return _call(
@@ -168,6 +169,9 @@ class _BatchRenorm(PlaneNorm, nn.modules.batchnorm._BatchNorm):
         for ours, theirs in KEYS.get(self.dialect, {}).items():
             if prefix + theirs in state_dict:
                 state_dict[prefix + ours] = state_dict.pop(prefix + theirs)
+            elif (ours, theirs) == ("running_var", "running_std") and prefix + ours in state_dict:
+                # Of a BatchNorm, or of another dialect: ludvb keeps a deviation.
+                state_dict[prefix + ours] = state_dict[prefix + ours].sqrt() + self.eps
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def extra_repr(self) -> str:
@@ -175,7 +179,8 @@ class _BatchRenorm(PlaneNorm, nn.modules.batchnorm._BatchNorm):
 
 
 class BatchRenorm1d(_BatchRenorm, nn.BatchNorm1d):
-    """:func:`batch_renorm` as a module, with the paper's schedule of its bounds. No class of torch.nn has it.
+    """:func:`batch_renorm` as a module, with the paper's schedule of its bounds. No class of torch.nn has it, and
+    ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` would make a plain batch norm of it.
 
     Args:
         num_features: C of an input ``(N, C)`` or ``(N, C, L)``.

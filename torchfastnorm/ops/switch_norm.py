@@ -186,7 +186,7 @@ class _SwitchNorm(PlaneNorm):
         options = (self.training, self.momentum, self.eps, self.using_moving_average, residual, self.activation)
         y = _call(input, self.mean_weight, self.var_weight, *flat, *options)
         batches = getattr(self, "num_batches_summed", None)
-        if self.training and batches is not None:
+        if self.training and batches is not None and input.numel() > 0:
             batches.add_(1)
         return y
 
