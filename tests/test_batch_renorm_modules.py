@@ -125,3 +125,29 @@ def test_autocast_keeps_the_dtype(backend: TestBackend) -> None:
     module = BatchRenorm2d(6).to(backend.device)
     with torch.autocast(backend.device.type, torch.bfloat16):
         assert module(torch.randn(4, 6, 5, 5, device=backend.device)).dtype == torch.float32
+
+
+def test_ludvb_makes_deviations_of_the_variances_that_it_loads(backend: TestBackend) -> None:
+    theirs = nn.BatchNorm2d(6)
+    theirs.running_var.fill_(100.0)
+    ours = BatchRenorm2d(6, dialect="ludvb")
+    ours.load_state_dict(theirs.state_dict())
+    torch.testing.assert_close(ours.running_var, torch.full((6,), 10 + ours.eps))
+    again = BatchRenorm2d(6, dialect="ludvb")
+    again.load_state_dict(ours.state_dict())
+    assert torch.equal(again.running_var, ours.running_var)
+
+
+@pytest.mark.backends("cpu", "cuda")
+@pytest.mark.parametrize("batches", (0, 5000, 15000, 50000))
+def test_bounds_may_be_infinite(backend: TestBackend, batches: int) -> None:
+    """Before, on and behind their ramps; by the kernels, and by the composite formula that forward mode takes."""
+    module = BatchRenorm2d(6, r_max=float("inf"), d_max=float("inf")).to(backend.device)
+    module.num_batches_tracked.fill_(batches)
+    twin = copy.deepcopy(module)
+    x = torch.randn(4, 6, 5, 5, device=backend.device) * 3 + 1
+    with torch.autograd.forward_ad.dual_level():
+        y = twin(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)))
+        y = torch.autograd.forward_ad.unpack_dual(y).primal
+    assert y.isfinite().all()
+    torch.testing.assert_close(module(x), y, rtol=1e-5, atol=1e-5)

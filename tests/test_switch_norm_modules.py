@@ -259,3 +259,12 @@ def test_is_the_function(backend: TestBackend) -> None:
     logits, running = (module.mean_weight, module.var_weight), [torch.zeros(7, device=x.device) for _ in range(2)]
     y = switch_norm(x, *logits, *running, module.weight.view(-1), module.bias.view(-1), True)
     assert torch.equal(module(x), y) and torch.equal(module.running_var.flatten(), running[1])
+
+
+def test_an_empty_batch_is_not_counted(backend: TestBackend) -> None:
+    module = SwitchNorm2d(6, using_moving_average=False).to(backend.device)
+    module(torch.randn(4, 6, 3, 3, device=backend.device) + 2)
+    expected = module.running_mean.clone()
+    module(torch.empty(0, 6, 3, 3, device=backend.device))
+    module.finalize_batch_average()
+    torch.testing.assert_close(module.running_mean, expected)

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .ops.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
@@ -42,17 +41,14 @@ def _options(module: nn.Module, like: Tensor | None = None) -> dict[str, Any]:
     return options | {"activation": getattr(module, "activation", "none")}
 
 
-@torch.no_grad()
-def _copy(values: dict[str, Tensor | None]) -> Callable[[nn.Module], nn.Module]:
-    def into(module: nn.Module) -> nn.Module:
-        for name, value in values.items():
-            own = getattr(module, name, None)
-            if own is not None and value is not None:
-                own.data = value.detach().clone().view(own.shape)  # with its dtype
-                own.requires_grad_(value.requires_grad)
-        return module
-
-    return into
+def _copy(values: dict[str, Tensor | None], module: nn.Module) -> nn.Module:
+    """``module`` with these values, where it has such tensors."""
+    for name, value in values.items():
+        own = getattr(module, name, None)
+        if own is not None and value is not None:
+            own.data = value.detach().clone().view(own.shape)  # with its dtype
+            own.requires_grad_(value.requires_grad)
+    return module
 
 
 def _of_norm(module: nn.Module, *names: str) -> dict[str, Tensor | None]:
@@ -68,7 +64,7 @@ def _to_batch_renorm(kind: type[nn.Module]) -> Make:
         momentum = {} if module.momentum is None else {"momentum": module.momentum}
         bias = module.bias is not None
         new = kind(module.num_features, module.eps, affine=module.affine, bias=bias, **momentum, **_options(module))
-        return _copy(_of_norm(module, *STATISTICS, "num_batches_tracked"))(new)
+        return _copy(_of_norm(module, *STATISTICS, "num_batches_tracked"), new)
 
     return make
 
@@ -83,7 +79,7 @@ def _to_switch_norm(kind: type[nn.Module]) -> Make:
             _needs_statistics(module, kind)
         else:
             options["using_bn"] = module.track_running_stats
-        return _copy(_of_norm(module, *STATISTICS))(kind(module.num_features, module.eps, **options))
+        return _copy(_of_norm(module, *STATISTICS), kind(module.num_features, module.eps, **options))
 
     return make
 
@@ -91,14 +87,14 @@ def _to_switch_norm(kind: type[nn.Module]) -> Make:
 def _to_group_norm(module: nn.BatchNorm2d) -> nn.Module:
     groups, bias = math.gcd(32, module.num_features), module.bias is not None
     new = GroupNorm(groups, module.num_features, module.eps, module.affine, bias=bias, **_options(module))
-    return _copy(_of_norm(module))(new)
+    return _copy(_of_norm(module), new)
 
 
 def _to_instance_norm(kind: type[nn.Module]) -> Make:
     def make(module: nn.BatchNorm2d) -> nn.Module:
         bias = module.bias is not None
         new = kind(module.num_features, module.eps, affine=module.affine, bias=bias, **_options(module))
-        return _copy(_of_norm(module))(new)
+        return _copy(_of_norm(module), new)
 
     return make
 
@@ -120,7 +116,7 @@ def _from_switch_norm(kind: type[nn.Module]) -> Make:
         if kind is not SwitchNorm1d:
             options |= {"using_bn": module.using_bn, "last_gamma": getattr(module, "last_gamma", False)}
         new = kind(module.weight.numel(), module.eps, module.momentum, module.using_moving_average, **options)
-        return _copy(_of_norm(module, "mean_weight", "var_weight", *STATISTICS))(new)
+        return _copy(_of_norm(module, "mean_weight", "var_weight", *STATISTICS), new)
 
     return make
 
@@ -138,7 +134,7 @@ def _from_batch_renorm(kind: type[nn.Module], dialect: str) -> Make:
             bounds = ("max_r", "max_d") if dialect == "torchrl" else ("rmax", "dmax")
             options |= {"r_max": getattr(module, bounds[0]), "d_max": getattr(module, bounds[1])}
         arguments = (values["weight"].numel(), module.eps, module.momentum, affine)
-        return _copy(values)(kind(*arguments, dialect=dialect, **options))
+        return _copy(values, kind(*arguments, dialect=dialect, **options))
 
     return make
 
