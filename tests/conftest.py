@@ -3,7 +3,7 @@
 cpu   the C++ backend
 sim   the CUDA kernels and their launchers, executed on the CPU (tests/native); 1 to 30 million elements a second,
       so shapes shrink by `backend.limit`
-cuda  the CUDA kernels on a GPU; skipped with a reason where there is none
+cuda  the CUDA kernels on a GPU; where there is none, left out (the header of the run says so), or skipped if asked for
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ BACKENDS = ("cpu", "sim", "cuda")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--backend", default=",".join(BACKENDS), help="comma-separated backends to run (default: all)")
+    present = BACKENDS if torch.cuda.is_available() else BACKENDS[:-1]
+    parser.addoption("--backend", default=",".join(present), help="comma-separated backends to run (default: %(default)s)")
     parser.addoption("--slow", action="store_true", help="also run tests marked slow (minutes, many GB of memory)")
 
 
@@ -34,6 +35,11 @@ def pytest_configure(config: pytest.Config) -> None:
     # Workers of pytest-xdist share the machine: idle OpenMP threads that spin would take it from the others.
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    absent = "" if torch.cuda.is_available() else " (no GPU: torch.cuda.is_available() is false)"
+    return f"backends: {config.getoption('--backend')}{absent}"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
