@@ -95,7 +95,7 @@ struct FirstBackward {
       T* const grad_x = a.grad_x ? static_cast<T*>(a.grad_x) + block.begin + skipped : nullptr;
       T* const grad_residual =
           a.grad_residual && !call.keeps_g ? static_cast<T*>(a.grad_residual) + block.begin + skipped : nullptr;
-      for_elements<T>(block.count, [=, &a](int64_t c, auto lanes) __attribute__((always_inline)) {
+      const auto gradients = [=, &a](int64_t c, auto lanes) __attribute__((always_inline)) -> Values<A, 2> {
         if (to_next) {
           fetch_to_read(x + c, to_next, lanes);
           fetch_to_read(next_grad_y + c, to_next, lanes);
@@ -111,9 +111,9 @@ struct FirstBackward {
             g = counted<A>(mask + c, g, lanes);
             result = counted<A>(mask + c, result, lanes);
           }
-        if (grad_residual) store(grad_residual + c, g, lanes);
-        if (grad_x) store(grad_x + c, result, lanes);
-      });
+        return {{g, result}};
+      };
+      write_elements<T>(block.count, {grad_residual, grad_x}, gradients);
     }
   }
 

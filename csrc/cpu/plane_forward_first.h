@@ -91,7 +91,7 @@ struct FirstForward {
       const T* const residual = a.residual ? static_cast<const T*>(a.residual) + offset : nullptr;
       const uint8_t* const mask = a.mask ? a.mask + sample * g.spatial + span.begin : nullptr;
       T* const y = static_cast<T*>(a.y) + offset;
-      for_elements<T>(span.count, [=, &a](int64_t c, auto lanes) __attribute__((always_inline)) {
+      write_elements<T>(span.count, {y}, [=, &a](int64_t c, auto lanes) __attribute__((always_inline)) -> Values<A, 1> {
         if (x_ahead)
           fetch_to_read(x + c, x_ahead, lanes);
         else
@@ -100,7 +100,7 @@ struct FirstForward {
         v = followed<FOLLOW, A>(v, residual, a.activation, c, lanes);
         if constexpr (FOLLOW == Follow::Anything)
           if (mask) v = counted<A>(mask + c, v, lanes);
-        store(y + c, v, lanes);
+        return {{v}};
       });
     }
   }

@@ -89,6 +89,32 @@ TFN_INLINE void for_elements(int64_t count, Body body) {
   }
 }
 
+// The same for what is written: body(c, lanes) gives a vector for each of `outputs`; a null one is not written.
+template <class A, int N>
+struct Values {
+  Vector<A> of[N];
+};
+template <class T, int N, class Body>
+TFN_INLINE void write_elements(int64_t count, T* const (&outputs)[N], Body body) {
+  using A = Accumulator<T>;
+  int64_t begin = 0;
+  if constexpr (kPaired<T>) {
+    constexpr int64_t kStep = 2 * kLanes<float>;
+    for (; begin + kStep <= count; begin += kStep) {
+      const Values<A, N> even = body(begin, Even{}), odd = body(begin, Odd{});
+      repeat<N>([&](auto i) __attribute__((always_inline)) {
+        if (outputs[i]) store_pair(outputs[i] + begin, even.of[i], odd.of[i]);
+      });
+    }
+  }
+  for_columns<A>(count - begin, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+    const Values<A, N> values = body(begin + c, lanes);
+    repeat<N>([&](auto i) __attribute__((always_inline)) {
+      if (outputs[i]) store(outputs[i] + begin + c, values.of[i], lanes);
+    });
+  });
+}
+
 template <Follow FOLLOW, class A, class T, class LANES>
 TFN_INLINE Vector<A> followed(Vector<A> v, const T* residual, Activation activation, int64_t c, LANES lanes) {
   if constexpr (FOLLOW == Follow::Nothing) return v;

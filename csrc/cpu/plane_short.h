@@ -95,11 +95,12 @@ struct ShortForward {
         const Vector<A> mean = splat(static_cast<const A*>(call.mean)[channel]);
         const Vector<A> of_d = splat(scale[channel - tile.begin]);
         const Vector<A> bias = splat(static_cast<const A*>(call.bias)[channel]);
-        for_elements<T>(g.spatial, [=, &a](int64_t c, auto lanes) __attribute__((always_inline)) {
-          fetch_to_write(y + c, kWriteAhead, lanes);
-          const Vector<A> v = affine(Vector<A>(load(x + c, lanes) - mean), of_d, bias);
-          store(y + c, followed<FOLLOW, A>(v, residual, a.activation, c, lanes), lanes);
-        });
+        write_elements<T>(g.spatial, {y},
+                          [=, &a](int64_t c, auto lanes) __attribute__((always_inline)) -> Values<A, 1> {
+                            fetch_to_write(y + c, kWriteAhead, lanes);
+                            const Vector<A> v = affine(Vector<A>(load(x + c, lanes) - mean), of_d, bias);
+                            return {{followed<FOLLOW, A>(v, residual, a.activation, c, lanes)}};
+                          });
       }
   }
 
@@ -171,13 +172,13 @@ struct ShortBackward {
         const A* const coefficients = static_cast<const A*>(call.coefficients) + 2 * channel;
         const Vector<A> mean = splat(tile.mean[i]), scale = splat(tile.scale[i]), bias = splat(tile.bias[i]);
         const Vector<A> of_d = splat(coefficients[0]), constant = splat(coefficients[1]);
-        for_elements<T>(g.spatial, [=, &a](int64_t c, auto lanes) __attribute__((always_inline)) {
+        const auto gradients = [=, &a](int64_t c, auto lanes) __attribute__((always_inline)) -> Values<A, 2> {
           fetch_to_write(grad_x, grad_x ? c * int64_t(sizeof(T)) + kWriteAhead : 0, lanes);
           const Vector<A> d = load(x + c, lanes) - mean;
           const Vector<A> g = gradient<FOLLOW, A>(grad_y, residual, d, scale, bias, a.activation, c, lanes);
-          if (grad_residual) store(grad_residual + c, g, lanes);
-          if (grad_x) store(grad_x + c, Vector<A>(plane_gradient(g, d, scale, of_d, constant)), lanes);
-        });
+          return {{g, plane_gradient(g, d, scale, of_d, constant)}};
+        };
+        write_elements<T>(g.spatial, {grad_residual, grad_x}, gradients);
       }
   }
 

@@ -203,6 +203,12 @@ TFN_INLINE void store(BFloat16* p, Floats v, Even) {
 TFN_INLINE void store(BFloat16* p, Floats v, Odd) {
   _mm512_mask_storeu_epi16(p, 0xaaaaaaaau, (__m512i)round_to_upper_half(v));
 }
+// Both at once. Their loads come before this store, too: those of the second half must not wait for a store that the
+// processor takes to be to their address (it compares the lower twelve bits).
+TFN_INLINE void store_pair(BFloat16* p, Floats even, Floats odd) {
+  const Words low = round_to_upper_half(even) >> 16, high = round_to_upper_half(odd) & 0xffff0000u;
+  store_bits(p, low | high, Whole{});
+}
 #endif
 
 template <class LANES>
