@@ -3,6 +3,7 @@
 #pragma once
 #include "batch_norm.h"
 #include "batch_renorm.h"
+#include "batch_whitening.h"
 #include "group_norm.h"
 #include "instance_norm.h"
 #include "layer_norm.h"
@@ -27,6 +28,9 @@ struct Backend {
   decltype(&cpu::batch_renorm_forward) batch_renorm_forward;
   decltype(&cpu::batch_renorm_backward_workspace) batch_renorm_backward_workspace;
   decltype(&cpu::batch_renorm_backward) batch_renorm_backward;
+  decltype(&cpu::batch_whitening_moments_workspace) batch_whitening_moments_workspace;
+  decltype(&cpu::batch_whitening_moments) batch_whitening_moments;
+  decltype(&cpu::batch_whitening_transform) batch_whitening_transform;
   decltype(&cpu::group_norm_forward_workspace) group_norm_forward_workspace;
   decltype(&cpu::group_norm_forward) group_norm_forward;
   decltype(&cpu::group_norm_backward_workspace) group_norm_backward_workspace;
