@@ -10,14 +10,17 @@ from .functional import (
     add_rms_norm,
     batch_norm,
     batch_renorm,
+    batch_whitening,
     group_norm,
     instance_norm,
     layer_norm,
     rms_norm,
     switch_norm,
 )
+from .ops._iter_norm import IterNorm
 from .ops.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from .ops.batch_renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
+from .ops.batch_whitening import BatchWhitening
 from .ops.group_norm import GroupNorm
 from .ops.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from .ops.layer_norm import AddLayerNorm, LayerNorm
@@ -33,10 +36,12 @@ __all__ = [
     "BatchRenorm1d",
     "BatchRenorm2d",
     "BatchRenorm3d",
+    "BatchWhitening",
     "GroupNorm",
     "InstanceNorm1d",
     "InstanceNorm2d",
     "InstanceNorm3d",
+    "IterNorm",
     "LayerNorm",
     "RMSNorm",
     "SwitchNorm1d",
@@ -47,6 +52,7 @@ __all__ = [
     "add_rms_norm",
     "batch_norm",
     "batch_renorm",
+    "batch_whitening",
     "build_info",
     "convert",
     "explain",

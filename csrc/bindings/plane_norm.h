@@ -120,9 +120,6 @@ Tensor plane_norm_composite(const PlaneNormInputs&);
 Gradients plane_norm_backward_composite(const PlaneNormInputs&, const Tensor& grad_y, const Tensor& mean,
                                         const Tensor& rstd, at::ScalarType param_dtype, Wanted wanted);
 
-// "Tensor(a!)?" becomes "Tensor?".
-std::string without_aliases(std::string schema);
-
 // The two dispatcher ops of a public op and all of their kernels. Op has `name`, its Signature, and inputs(), which
 // takes the same arguments.
 template <class Op, class Signature = typename Op::Signature>

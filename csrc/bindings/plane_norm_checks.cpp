@@ -101,11 +101,6 @@ void check_running(const PlaneNormInputs& in) {
 
 }  // namespace
 
-std::string without_aliases(std::string schema) {
-  for (size_t at; (at = schema.find('!')) != std::string::npos;) schema.erase(at - 2, 4);
-  return schema;
-}
-
 Activation activation_named(const char* op, std::string_view name) {
   const auto found = std::find(activations.begin(), activations.end(), name);
   TORCH_CHECK_VALUE(found != activations.end(), op, "(): unknown activation '", name, "'; one of ",

@@ -64,7 +64,7 @@ def call_op(name: str, updates: bool, *values: Any) -> Any:
     return op(*values)
 
 
-def _dense(x: Tensor) -> Tensor:
+def dense(x: Tensor) -> Tensor:
     """As dense() of csrc/bindings/common/planes.h: ``x`` itself, or its copy in a layout that the backends read."""
     if x.dim() in (4, 5):
         return x.contiguous(memory_format=suggest_memory_format(x))
@@ -111,7 +111,7 @@ def register_fakes(name: str, sets: Sets, updates: bool) -> None:
     def fake(*values: Any) -> Tensor:
         arguments = dict(zip(names, values, strict=True))
         _check(sets, arguments)
-        return torch.empty_like(_dense(arguments["input"]))
+        return torch.empty_like(dense(arguments["input"]))
 
     for op in (name, f"{name}_with_update")[: 1 + updates]:
         torch.library.register_fake(f"torchfastnorm::{op}")(fake)
@@ -135,7 +135,7 @@ def _register_inner_fakes() -> None:
         mean = torch.empty((count,), dtype=dtype, device=input.device)
         corrects = arguments["renorm"] != "none" and arguments["batch_statistics"]
         rstd = mean.new_empty((RENORMED_VALUES * count if corrects else count,))
-        return torch.empty_like(_dense(input)), mean, rstd
+        return torch.empty_like(dense(input)), mean, rstd
 
     torch.library.register_fake("torchfastnorm::plane_norm_forward")(forward)
     torch.library.register_fake("torchfastnorm::plane_norm_forward_with_update")(forward)
@@ -149,7 +149,7 @@ def _register_inner_fakes() -> None:
             return torch.empty((channels,), dtype=param_dtype, device=input.device)
 
         def like() -> Tensor:
-            return torch.empty_like(_dense(input))
+            return torch.empty_like(dense(input))
 
         def logits(weight: Tensor) -> Callable[[], Tensor]:
             return lambda: weight.new_empty(weight.shape)

@@ -3,6 +3,7 @@ baseline of the benchmarks. Never a fallback: the package itself does not call i
 
 from .batch_norm import batch_norm
 from .batch_renorm import batch_renorm
+from .batch_whitening import batch_whitening
 from .group_norm import group_norm
 from .instance_norm import instance_norm
 from .layer_norm import add_layer_norm, layer_norm
@@ -14,6 +15,7 @@ __all__ = [
     "add_rms_norm",
     "batch_norm",
     "batch_renorm",
+    "batch_whitening",
     "group_norm",
     "instance_norm",
     "layer_norm",

@@ -33,6 +33,12 @@ bool graph_wanted(const Tensors&... tensors) {
   return c10::GradMode::is_enabled() && (requires_grad(tensors) || ...);
 }
 
+// Of a schema: "Tensor(a!)?" becomes "Tensor?".
+inline std::string without_aliases(std::string schema) {
+  for (size_t at; (at = schema.find('!')) != std::string::npos;) schema.erase(at - 2, 4);
+  return schema;
+}
+
 // Registers one op for all keys that these bindings know.
 template <class Kernel, class Autograd, class Composite>
 void implement(torch::Library& m, const char* name, Kernel kernel, Autograd autograd, Composite composite) {

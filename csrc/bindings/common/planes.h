@@ -23,7 +23,7 @@ inline bool is_channels_last(const Tensor& tensor) {
   return last && follows(0);
 }
 
-// `tensor` itself, or its copy in a layout that backends read. Fake kernels repeat this (_dense in _plane_norm.py).
+// `tensor` itself, or its copy in a layout that backends read. Fake kernels repeat this (dense in _plane_norm.py).
 inline Tensor dense(const Tensor& tensor) {
   if (tensor.dim() == 4 || tensor.dim() == 5) {
     const auto format = tensor.suggest_memory_format();
