@@ -20,6 +20,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         baselines,
         bench_batch_norm,
         bench_batch_renorm,
+        bench_batch_whitening,
         bench_group_norm,
         bench_instance_norm,
         bench_layer_norm,
@@ -30,7 +31,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
 
     modules = (bench_layer_norm, bench_rms_norm, bench_batch_norm, bench_group_norm, bench_instance_norm)
-    modules += (bench_batch_renorm, bench_switch_norm)
+    modules += (bench_batch_renorm, bench_switch_norm, bench_batch_whitening)
     ops = {op.name: op for module in modules for op in module.OPS}
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.split(": ", 1)[1])
     parser.add_argument("ops", nargs="*", metavar="OP", help=f"of {', '.join(ops)} (default: all)")

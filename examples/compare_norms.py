@@ -54,9 +54,12 @@ NORMS: dict[str, Callable[[int], Any]] = {
     "GroupNorm": lambda steps: lambda norm: torchfastnorm.GroupNorm(8, norm.num_features),
     "SwitchNorm": lambda steps: "SwitchNorm2d",
     "BatchRenorm": batch_renorm,
+    "IterNorm": lambda steps: lambda norm: torchfastnorm.IterNorm(norm.num_features, num_channels=16),
     "none": lambda steps: lambda norm: nn.Identity(),
 }
-COLOURS = dict(zip(NORMS, ("#c0392b", "#2a6f97", "#7f8c8d", "#27ae60", "#8e44ad", "#e67e22", "#bdc3c7"), strict=True))
+COLOURS = dict(
+    zip(NORMS, ("#c0392b", "#2a6f97", "#7f8c8d", "#27ae60", "#8e44ad", "#e67e22", "#16a085", "#bdc3c7"), strict=True)
+)
 
 
 def network(norm: str, steps: int) -> nn.Module:

@@ -33,6 +33,31 @@ def test_batch_renorm_evaluates_as_before(dims: int, ours: bool) -> None:
     assert converted.num_batches_tracked == 1
 
 
+@pytest.mark.parametrize("ours", (False, True))
+@pytest.mark.parametrize("dims", (1, 2, 3))
+@pytest.mark.parametrize("target", ("IterNorm", "BatchWhitening"))
+def test_whitening_evaluates_as_before_until_it_is_trained(target: str, dims: int, ours: bool) -> None:
+    norm = batch_norm(dims, ours, momentum=0.3)
+    converted = convert(norm, {f"BatchNorm{dims}d": target})
+    assert type(converted) is getattr(torchfastnorm, target) and converted.momentum == 0.3 and not converted.training
+    x = torch.randn(SIZES[dims])
+    torch.testing.assert_close(converted(x), norm(x), rtol=1e-5, atol=1e-5)
+    before = converted.running_wm.clone()
+    converted.train()(x)
+    assert not torch.equal(converted.running_wm, before)
+
+
+@pytest.mark.parametrize("channels, width", ((8, 8), (64, 64), (80, 16), (256, 64)))
+def test_groups_of_whitened_channels(channels: int, width: int) -> None:
+    converted = convert(nn.BatchNorm2d(channels), {"BatchNorm2d": "IterNorm"})
+    assert converted.num_channels == width and converted.weight.shape == (1, channels, 1, 1)
+
+
+def test_whitening_applies_no_activation() -> None:
+    with pytest.raises(ValueError, match="applies no activation"):
+        convert(torchfastnorm.BatchNorm2d(8, activation="relu"), {"BatchNorm2d": "IterNorm"})
+
+
 @pytest.mark.parametrize("dims", (1, 2, 3))
 def test_switch_norm_that_trusts_the_batch_evaluates_as_before(dims: int) -> None:
     norm = batch_norm(dims, momentum=0.3)
@@ -50,7 +75,9 @@ def test_without_running_statistics_there_is_no_term_of_the_batch() -> None:
     assert converted.mean_weight.shape == (2,) and converted.running_mean is None
 
 
-@pytest.mark.parametrize("dims, target", ((1, "SwitchNorm1d"), (1, "BatchRenorm1d"), (2, "BatchRenorm2d")))
+@pytest.mark.parametrize(
+    "dims, target", ((1, "SwitchNorm1d"), (1, "BatchRenorm1d"), (2, "BatchRenorm2d"), (2, "IterNorm"))
+)
 def test_statistics_are_not_made_up(dims: int, target: str) -> None:
     norm = getattr(nn, f"BatchNorm{dims}d")(8, track_running_stats=False)
     with pytest.raises(ValueError, match="does not keep"):
@@ -126,7 +153,10 @@ def test_a_function_of_the_module_and_activations() -> None:
 
 @pytest.mark.parametrize(
     "mapping, message",
-    (({"LayerNorm": "GroupNorm"}, "'LayerNorm' cannot be mapped"), ({"BatchNorm2d": "IterNorm"}, "become 'IterNorm'")),
+    (
+        ({"LayerNorm": "GroupNorm"}, "'LayerNorm' cannot be mapped"),
+        ({"BatchNorm2d": "LocalNorm"}, "become 'LocalNorm'"),
+    ),
 )
 def test_unknown_names(mapping: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -221,4 +251,19 @@ def test_switch_norm_of_its_authors(path: str, dims: int, using_bn: bool) -> Non
         x, tensors["mean_weight"], tensors["var_weight"], *running, tensors["weight"].view(-1),
         tensors["bias"].view(-1), eps=1e-4,
     )  # fmt: skip
+    torch.testing.assert_close(ours(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("path", ("iterative_normalization", "extension.normailzation.iterative_normalization"))
+def test_iter_norm_of_its_authors(path: str) -> None:
+    tensors = {"weight": positive(1, 8, 1, 1), "bias": torch.randn(1, 8, 1, 1)}
+    tensors |= {"running_mean": torch.randn(2, 4, 1), "running_wm": torch.randn(2, 4, 4)}
+    theirs = with_values(tensors, T=7, dim=4, eps=1e-4, momentum=0.2, affine=True, num_features=8, num_channels=4)
+    ours = convert(nn.Sequential(imitate(path, "IterNorm", theirs)).eval())[0]
+    assert type(ours) is torchfastnorm.IterNorm and (ours.T, ours.dim, ours.eps, ours.momentum) == (7, 4, 1e-4, 0.2)
+    state = ours.state_dict()
+    assert set(state) == set(tensors) and all(torch.equal(state[name], t) for name, t in tensors.items())
+    x = torch.randn(SIZES[2])
+    affine = (tensors["weight"].view(-1), tensors["bias"].view(-1))
+    expected = reference.batch_whitening(x, tensors["running_mean"], tensors["running_wm"], *affine, num_channels=4)
     torch.testing.assert_close(ours(x), expected, rtol=1e-5, atol=1e-5)

@@ -9,8 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .ops._iter_norm import IterNorm
 from .ops.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from .ops.batch_renorm import KEYS, BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
+from .ops.batch_whitening import BatchWhitening
 from .ops.group_norm import GroupNorm
 from .ops.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from .ops.switch_norm import SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
@@ -99,9 +101,36 @@ def _to_instance_norm(kind: type[nn.Module]) -> Make:
     return make
 
 
+WHITENED_TOGETHER = 64  # channels of a group, at most
+
+
+def _to_whitening(kind: type[nn.Module]) -> Make:
+    def make(module: nn.BatchNorm2d) -> nn.Module:
+        _needs_statistics(module, kind)
+        options = _options(module)
+        if options.pop("activation") != "none":
+            raise ValueError(f"convert: a {kind.__name__} applies no activation, {module} does; take it out first")
+        momentum = 0.1 if module.momentum is None else module.momentum
+        dim = 2 if isinstance(module, nn.BatchNorm1d) else 5 if isinstance(module, nn.BatchNorm3d) else 4
+        channels = module.num_features
+        common: dict[str, Any] = {"eps": module.eps, "momentum": momentum, "affine": module.affine}
+        new: Any = IterNorm(channels, num_channels=min(WHITENED_TOGETHER, channels), dim=dim, **common, **options)
+        if kind is BatchWhitening:
+            new = BatchWhitening(channels, new.num_channels, **common, **options)
+        # Scaling alone, as a diagonal matrix: until it is trained it evaluates as before.
+        groups, width = channels // new.num_channels, new.num_channels
+        scale = None if module.running_var is None else (module.running_var + module.eps).rsqrt().view(groups, width)
+        wm = None if scale is None else scale.diag_embed()
+        return _copy(_of_norm(module, "running_mean") | {"running_wm": wm}, new)
+
+    return make
+
+
 # What a BatchNorm can become, by name.
 FROM_BATCH_NORM: dict[str, Make] = {
     "GroupNorm": _to_group_norm,
+    "IterNorm": _to_whitening(IterNorm),
+    "BatchWhitening": _to_whitening(BatchWhitening),
     **{kind.__name__: _to_batch_renorm(kind) for kind in (BatchRenorm1d, BatchRenorm2d, BatchRenorm3d)},
     **{kind.__name__: _to_instance_norm(kind) for kind in (InstanceNorm1d, InstanceNorm2d, InstanceNorm3d)},
     **{kind.__name__: _to_switch_norm(kind) for kind in (SwitchNorm1d, SwitchNorm2d, SwitchNorm3d)},
@@ -139,12 +168,30 @@ def _from_batch_renorm(kind: type[nn.Module], dialect: str) -> Make:
     return make
 
 
+def _from_iter_norm(module: Any) -> nn.Module:
+    """Of the authors' module."""
+    options = _options(module)
+    options.pop("activation")
+    groups, width = module.running_wm.shape[:2]
+    affine = getattr(module, "weight", None) is not None
+    arguments: dict[str, Any] = {
+        "T": module.T,
+        "dim": module.dim,
+        "eps": module.eps,
+        "momentum": module.momentum,
+        "affine": affine,
+    }
+    new = IterNorm(groups * width, num_channels=width, **arguments, **options)
+    return _copy(_of_norm(module, "running_mean", "running_wm"), new)
+
+
 # Classes of other packages: how their module's name ends, their name, what becomes of them.
 FOREIGN: tuple[tuple[str, str, Make], ...] = (
     *(
         ("switchable_norm", kind.__name__, _from_switch_norm(kind))
         for kind in (SwitchNorm1d, SwitchNorm2d, SwitchNorm3d)
     ),
+    ("iterative_normalization", "IterNorm", _from_iter_norm),
     *(
         ("batchrenorm.batchrenorm", kind.__name__, _from_batch_renorm(kind, "ludvb"))
         for kind in (BatchRenorm1d, BatchRenorm2d, BatchRenorm3d)

@@ -120,19 +120,19 @@ def convert(
     module used in several places stays one module. The model itself may be a norm.
 
     Replaced as well, by new modules with the same values, are the BatchRenorm of TorchRL (without ``smooth``), of
-    Stable-Baselines3 Contrib and of the package batchrenorm, and the SwitchNorm of its authors' repository. They are
-    known by the name of their class and of its module; nothing is imported. Make optimizers after the conversion. (The
-    mask of batchrenorm's modules marks what does not count, and comes where ours take the residual.)
+    Stable-Baselines3 Contrib and of the package batchrenorm, and the SwitchNorm and IterNorm of their authors'
+    repositories. They are known by the name of their class and of its module; nothing is imported. Make optimizers after
+    the conversion. (The mask of batchrenorm's modules marks what does not count, and comes where ours take the residual.)
 
     Args:
         model: any module.
         mapping: what else than a BatchNorm each ``BatchNorm1d/2d/3d``, torch.nn's or ours, becomes:
             ``{"BatchNorm2d": "SwitchNorm2d"}``. By name a ``BatchRenorm1d/2d/3d``, ``SwitchNorm1d/2d/3d``,
-            ``GroupNorm`` (of 32 groups, or as many of these as divide the channels) or ``InstanceNorm1d/2d/3d``: a new
+            ``GroupNorm`` (of 32 groups, or as many of these as divide the channels), ``InstanceNorm1d/2d/3d``,
+            ``IterNorm`` or ``BatchWhitening`` (groups of 64 channels, halved until they divide the channels): a new
             module with the old one's eps, momentum (in the new one's convention), weight and bias (a SwitchNorm always
-            has both) and, where there are such, running statistics. Or a function from the old module to the new one.
-            Default: None, nothing else.
-        inplace: change ``model`` itself. Default: False, convert a deep copy.
+            has both) and, where there are such, running statistics (of whitening a diagonal matrix: it evaluates as
+            before). Or a function from the old module to the new one. Default: None, nothing else.
         fold_activations: let a norm of feature maps apply the ReLU, LeakyReLU (slope 0.01), ELU (alpha
             1), SiLU or GELU that directly follows it in an ``nn.Sequential``; ``nn.Identity`` takes its place. Left
             alone are modules with hooks, and norms that stand in a second place. Code that takes single modules out of
