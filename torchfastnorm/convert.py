@@ -121,8 +121,9 @@ def convert(
 
     Replaced as well, by new modules with the same values, are the BatchRenorm of TorchRL (without ``smooth``), of
     Stable-Baselines3 Contrib and of the package batchrenorm, and the SwitchNorm and IterNorm of their authors'
-    repositories. They are known by the name of their class and of its module; nothing is imported. Make optimizers after
-    the conversion. (The mask of batchrenorm's modules marks what does not count, and comes where ours take the residual.)
+    repositories. They are known by the name of their class and of its module; nothing is imported. Make optimizers
+    after the conversion. (The mask of batchrenorm's modules marks what does not count, and comes where ours take the
+    residual.)
 
     Args:
         model: any module.
