@@ -8,21 +8,25 @@
 
 #include "plane_kernels.h"
 #include "row_kernels.h"
+#include "whitening_kernels.h"
 
 namespace torchfastnorm::cpu {
 
 namespace default_set {
 extern const RowKernels row_kernels;
 extern const PlaneKernels plane_kernels;
+extern const WhiteningKernels whitening_kernels;
 }  // namespace default_set
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 namespace avx2 {
 extern const RowKernels row_kernels;
 extern const PlaneKernels plane_kernels;
+extern const WhiteningKernels whitening_kernels;
 }  // namespace avx2
 namespace avx512 {
 extern const RowKernels row_kernels;
 extern const PlaneKernels plane_kernels;
+extern const WhiteningKernels whitening_kernels;
 }  // namespace avx512
 #endif
 
@@ -31,22 +35,25 @@ namespace {
 struct Kernels {
   const RowKernels& row;
   const PlaneKernels& plane;
+  const WhiteningKernels& whitening;
 };
 
 Kernels choose() {
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
   const char* wanted = std::getenv("TORCHFASTNORM_CPU_CAPABILITY");
   if (!wanted) wanted = "";
-  if (!std::strcmp(wanted, "default")) return {default_set::row_kernels, default_set::plane_kernels};
+  if (!std::strcmp(wanted, "default"))
+    return {default_set::row_kernels, default_set::plane_kernels, default_set::whitening_kernels};
   __builtin_cpu_init();
   const bool has_avx2 =
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  if (has_avx512 && std::strcmp(wanted, "avx2")) return {avx512::row_kernels, avx512::plane_kernels};
-  if (has_avx2) return {avx2::row_kernels, avx2::plane_kernels};
+  if (has_avx512 && std::strcmp(wanted, "avx2"))
+    return {avx512::row_kernels, avx512::plane_kernels, avx512::whitening_kernels};
+  if (has_avx2) return {avx2::row_kernels, avx2::plane_kernels, avx2::whitening_kernels};
 #endif
-  return {default_set::row_kernels, default_set::plane_kernels};
+  return {default_set::row_kernels, default_set::plane_kernels, default_set::whitening_kernels};
 }
 
 const Kernels& chosen() {
@@ -58,6 +65,7 @@ const Kernels& chosen() {
 
 const RowKernels& row_kernels() { return chosen().row; }
 const PlaneKernels& plane_kernels() { return chosen().plane; }
+const WhiteningKernels& whitening_kernels() { return chosen().whitening; }
 
 const char* capability() { return row_kernels().capability; }
 
