@@ -49,9 +49,10 @@ def nvcc(home: Path, option: str) -> str:
 
 
 def extension() -> cpp_extension.CppExtension:
-    sources = [*glob("csrc/bindings/*.cpp"), *glob("csrc/bindings/common/*.cpp"), *glob("csrc/cpu/*.cpp")]
+    folders = ("csrc/bindings/*.cpp", "csrc/bindings/common/*.cpp", "csrc/cpu/*.cpp")
+    sources = [source for folder in folders for source in glob(folder, root_dir=ROOT)]
     # csrc/cuda/*.cpp is host code without CUDA (launch plans): part of every build.
-    sources += glob("csrc/cuda/*.cpp")
+    sources += glob("csrc/cuda/*.cpp", root_dir=ROOT)
     cxx = ["-O3", "-g0", "-std=c++20", "-fopenmp", "-fvisibility=hidden", f'-DTORCHFASTNORM_VERSION="{VERSION}"']
     flags = {"cxx": cxx}
     link: list[str] = []
@@ -71,7 +72,7 @@ def extension() -> cpp_extension.CppExtension:
         ]
         flags["nvcc"] = ["-O3", "-std=c++20", "--expt-relaxed-constexpr", "-lineinfo", "-Xfatbin", "-compress-all"]
         flags["nvcc"] += ["-DTORCHFASTNORM_CUDA", "-Xcompiler", "-fvisibility=hidden"]
-        sources += glob("csrc/cuda/*.cu")
+        sources += glob("csrc/cuda/*.cu", root_dir=ROOT)
         include = [str(home / "include")]
         # The weak stream symbol (csrc/bindings/common/backend.h) is found only if libtorch itself is linked, although
         # nothing else of it is needed. The runtime is linked in, so that no CUDA library has to be on the user's path.
@@ -82,5 +83,6 @@ def extension() -> cpp_extension.CppExtension:
     )
 
 
-os.chdir(ROOT)
-setup(ext_modules=[extension()], cmdclass={"build_ext": cpp_extension.BuildExtension})
+if __name__ == "__main__":  # torchfastnorm/_jit.py asks for extension() alone
+    os.chdir(ROOT)
+    setup(ext_modules=[extension()], cmdclass={"build_ext": cpp_extension.BuildExtension})

@@ -2,6 +2,8 @@
 
 from . import functional
 from ._extension import build_info
+from ._plan_choice import load_when_cuda_starts as _load_when_cuda_starts
+from ._plan_choice import plan
 from ._version import __version__
 from .convert import convert
 from .explain import explain
@@ -60,6 +62,9 @@ __all__ = [
     "group_norm",
     "instance_norm",
     "layer_norm",
+    "plan",
     "rms_norm",
     "switch_norm",
 ]
+
+_load_when_cuda_starts()

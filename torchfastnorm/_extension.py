@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +14,10 @@ REBUILD = "pip install --no-build-isolation --no-deps --force-reinstall ."
 
 
 def _import() -> ModuleType:
+    if os.environ.get("TORCHFASTNORM_JIT") == "1":
+        from . import _jit
+
+        return _jit.load()
     return importlib.import_module("torchfastnorm._C")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -14,6 +15,7 @@ class GPU:
     shared_bytes: int
     cluster_blocks: int
     bandwidth: float
+    threads: int = 2048  # that a multiprocessor holds
 
 
 GPUS = {
@@ -23,7 +25,7 @@ GPUS = {
         GPU("H100", 132, 232448, 16, 3.35e12),
         GPU("H200", 132, 232448, 16, 4.8e12),
         GPU("B200", 148, 232448, 16, 8.0e12),
-        GPU("RTX 5090", 170, 101376, 8, 1.792e12),
+        GPU("RTX 5090", 170, 101376, 8, 1.792e12, threads=1536),
     )
 }
 
@@ -31,10 +33,13 @@ GPUS = {
 @dataclass(frozen=True)
 class KernelPlan:
     """One direction of an op. ``bytes``: what must cross the memory bus if everything is read and written once where
-    the plan says so; ``reread_bytes`` of them are read a second time because a row does not fit on the chip."""
+    the plan says so; ``reread_bytes`` of them are read a second time because a row does not fit on the chip.
+    ``occupancy``: share of a multiprocessor's threads that are resident at least, by launch bounds and shared memory;
+    the registers that the compiler saves may allow more. ``chosen``: by hand or by a tuning table, in words."""
 
     direction: str
     kernel: str
+    regime: str
     grid: int
     block: int
     cluster: int
@@ -42,4 +47,15 @@ class KernelPlan:
     cooperative: bool
     bytes: int
     reread_bytes: int
+    occupancy: float
     reason: str
+    chosen: str = ""
+
+
+def occupancy(plan: dict[str, Any], gpu: GPU) -> float:
+    """Of the kernel that ``plan`` (a dict of ``_C.row_plan`` or ``plane_plan``) launches."""
+    threads = plan["threads"]
+    # Each block also takes 1 KB for the system, which a multiprocessor has more than one block may use.
+    by_shared = (gpu.shared_bytes + 1024) // (plan["shared_bytes"] + plan["static_bytes"] + 1024)
+    by_registers = 65536 // (plan["registers"] * (threads + 31) // 32 * 32)
+    return threads * min(gpu.threads // threads, by_shared, by_registers) / gpu.threads

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import ceil, prod
 from typing import Any
 
 import torch
 
 from ._extension import _C
-from ._launch_plan import GPU, KernelPlan
+from ._launch_plan import GPU, KernelPlan, occupancy
+from ._plan_choice import Choice, forced
 from .ops._plane_norm import RENORMED_VALUES, Sets
 
 PLANE_OPS = {
@@ -63,6 +64,7 @@ def plane_plans(
     training: bool,
     residual: bool,
     activation: bool,
+    choices: Mapping[str, Choice],
 ) -> list[KernelPlan]:
     """Forward and backward, as explain.launch_plans; ``residual`` and ``activation``: whether there is one."""
     if len(shape) < 2:
@@ -82,6 +84,8 @@ def plane_plans(
     third = residual and activation  # the residual itself, which backward needs for the activation's derivative
     plans = []
     for backward in (False, True):
+        name = "plane_backward" if backward else "plane_forward"
+        choice = choices.get(name, forced(name)) or Choice()
         plan = _C.plane_plan(
             samples=samples,
             channels=channels,
@@ -97,6 +101,7 @@ def plane_plans(
             multiprocessors=gpu.multiprocessors,
             shared_bytes=gpu.shared_bytes,
             cluster_blocks=gpu.cluster_blocks,
+            choice=choice.numbers(name),
         )
         again = _share_read_again(plan)
         table = 2 * plan["entries"] * 4 * statistic if plan["team"] == "grid" and training else 0
@@ -111,7 +116,8 @@ def plane_plans(
         plans.append(
             KernelPlan(
                 direction="backward" if backward else "forward",
-                kernel="plane_backward" if backward else "plane_forward",
+                kernel=name,
+                regime=plan["team"],
                 grid=plan["blocks"],
                 block=plan["threads"],
                 cluster=plan["cluster"],
@@ -119,7 +125,9 @@ def plane_plans(
                 cooperative=plan["cooperative"],
                 bytes=moved + reread,
                 reread_bytes=reread,
+                occupancy=occupancy(plan, gpu),
                 reason=_reason(plan, sets, "four" if switches else "two"),
+                chosen=str(choice),
             )
         )
     return plans

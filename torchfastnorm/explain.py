@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
 import torch
 
 from ._extension import _C
-from ._launch_plan import GPU, GPUS, KernelPlan
+from ._launch_plan import GPU, GPUS, KernelPlan, occupancy
+from ._plan_choice import Choice, candidates, forced
 from ._plane_plans import PLANE_OPS, plane_plans
 
-__all__ = ["GPU", "GPUS", "KernelPlan", "explain", "launch_plans"]
+__all__ = ["GPU", "GPUS", "KernelPlan", "explain", "launch_plans", "legal_plans"]
 
 
 ROW_OPS = ("layer_norm", "rms_norm", "add_layer_norm", "add_rms_norm")
@@ -66,15 +67,43 @@ def launch_plans(
     residual: bool = False,
     activation: str = "none",
     gpu: str | GPU | None = None,
+    choices: Mapping[str, Choice] = {},
 ) -> list[KernelPlan]:
-    """The launch plans of an op's forward and backward; arguments as :func:`explain`."""
+    """The launch plans of an op's forward and backward; arguments as :func:`explain`.
+
+    ``choices`` replace, by the names of kernels, what :func:`torchfastnorm.plan` has chosen. RuntimeError: a kernel
+    cannot run with one.
+    """
     if op not in OPS:
         raise ValueError(f"explain: unknown op {op!r}: one of {', '.join(OPS)}")
     if op in PLANE_OPS:
         param = param_dtype or dtype
         options = (num_groups, channels_last, training, residual, activation != "none")
-        return plane_plans(op, shape, dtype, param, _find_gpu(gpu), *options)
-    return _row_plans(op, shape, dtype, normalized_dims, residual_dtype, param_dtype, out_dtype, _find_gpu(gpu))
+        return plane_plans(op, shape, dtype, param, _find_gpu(gpu), *options, choices)
+    dtypes = (residual_dtype, param_dtype, out_dtype)
+    return _row_plans(op, shape, dtype, normalized_dims, *dtypes, _find_gpu(gpu), choices)
+
+
+def legal_plans(
+    op: str, shape: Sequence[int], dtype: torch.dtype, backward: bool, **options: Any
+) -> list[tuple[Choice, KernelPlan]]:
+    """Every plan with which one direction of ``op`` can run, the heuristic's own first; ``options`` as of
+    :func:`launch_plans`. Choices that come to the same plan are one."""
+    gpu = _find_gpu(options.pop("gpu", None))
+    kernel = f"{'plane' if op in PLANE_OPS else 'row'}_{'backward' if backward else 'forward'}"
+
+    def ask(choice: Choice) -> KernelPlan | None:
+        try:
+            return launch_plans(op, shape, dtype, **options, gpu=gpu, choices={kernel: choice})[backward]
+        except RuntimeError:
+            return None
+
+    found: dict[tuple[Any, ...], tuple[Choice, KernelPlan]] = {}
+    for choice in (Choice(), *candidates(kernel, gpu.multiprocessors)):
+        plan = ask(choice)
+        if plan is not None:
+            found.setdefault((plan.kernel, plan.regime, plan.grid, plan.block, plan.cluster), (choice, plan))
+    return list(found.values())
 
 
 def _row_plans(
@@ -86,6 +115,7 @@ def _row_plans(
     param_dtype: torch.dtype | None,
     out_dtype: torch.dtype | None,
     device: GPU,
+    choices: Mapping[str, Choice],
 ) -> list[KernelPlan]:
     if not 1 <= normalized_dims <= len(shape):
         raise ValueError(f"explain: normalized_dims={normalized_dims} does not fit shape {tuple(shape)}")
@@ -101,6 +131,8 @@ def _row_plans(
     x, h, y = (elements * t.itemsize for t in (dtype, h_dtype, y_dtype))
     plans = []
     for backward in (False, True):
+        kind = "row_backward" if backward else "row_forward"
+        choice = choices.get(kind, forced(kind)) or Choice()
         plan = _C.row_plan(
             backward=backward,
             centered=centered,
@@ -113,6 +145,7 @@ def _row_plans(
             multiprocessors=device.multiprocessors,
             shared_bytes=device.shared_bytes,
             cluster_blocks=device.cluster_blocks,
+            choice=choice.numbers(kind),
         )
         if backward:
             partial = 2 * plan["partial_rows"] * sums * cols * statistic
@@ -126,12 +159,13 @@ def _row_plans(
             moved = read + write
             reread = 2 * rows * (cols - plan["kept_columns"]) * h_dtype.itemsize
         shape_of_kernel = {"warp": "warp", "registers": "block", "shared": "block", "streamed": "columns"}
-        name = f"row_{'backward' if backward else 'forward'}_{shape_of_kernel[plan['residency']]}"
+        name = f"{kind}_{shape_of_kernel[plan['residency']]}"
         reason = _reason(plan, cols, backward) + ("; dtypes looked up at run time" if plan["general_types"] else "")
         plans.append(
             KernelPlan(
                 direction="backward" if backward else "forward",
                 kernel=name,
+                regime=plan["residency"],
                 grid=plan["blocks"],
                 block=plan["threads"],
                 cluster=plan["cluster"],
@@ -139,7 +173,9 @@ def _row_plans(
                 cooperative=plan["cooperative"],
                 bytes=moved + reread,
                 reread_bytes=reread,
+                occupancy=occupancy(plan, device),
                 reason=reason,
+                chosen=str(choice),
             )
         )
     return plans
@@ -207,5 +243,6 @@ def explain(
         launch += ", cooperative" * plan.cooperative
         again = f", {plan.reread_bytes:,} of them read again" if plan.reread_bytes else ""
         print(f"  {plan.direction:8}  {plan.kernel}: {launch}")
-        print(f"            {plan.reason}")
+        print(f"            {plan.reason}" + f"; chosen by hand: {plan.chosen}" * bool(plan.chosen))
+        print(f"            occupancy at least {plan.occupancy:.0%}")
         print(f"            {plan.bytes:,} bytes{again}: {plan.bytes / rate * 1e6:.2f} us")

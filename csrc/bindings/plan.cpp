@@ -1,4 +1,5 @@
 // Launch plans for Python: how the norms would run on a given GPU. Plain arithmetic, in every build.
+#include <pybind11/stl.h>
 #include <torch/csrc/Dtype.h>
 #include <torch/csrc/Exceptions.h>
 
@@ -17,12 +18,18 @@ DType dtype_from(const py::object& dtype) {
   return dtype_of(reinterpret_cast<THPDtype*>(dtype.ptr())->scalar_type);
 }
 
+// regime, threads, cluster, blocks
+PlanChoice choice_of(const std::tuple<int, int, int, int64_t>& choice) {
+  return {int8_t(std::get<0>(choice)), std::get<1>(choice), std::get<2>(choice), std::get<3>(choice)};
+}
+const std::tuple<int, int, int, int64_t> no_choice{-1, 0, 0, 0};
+
 py::dict row_plan(bool backward, bool centered, int64_t rows, int64_t cols, const py::object& x, const py::object& h,
                   const py::object& y, const py::object& param, int multiprocessors, int shared_bytes,
-                  int cluster_blocks) {
+                  int cluster_blocks, const std::tuple<int, int, int, int64_t>& choice) {
   HANDLE_TH_ERRORS
   const RowTypes types = row_types(dtype_from(x), dtype_from(h), dtype_from(y), dtype_from(param));
-  const RowProblem problem{rows, cols, types.kept, centered};
+  const RowProblem problem{rows, cols, types.kept, centered, choice_of(choice)};
   const DeviceLimits device{multiprocessors, shared_bytes, cluster_blocks};
   const RowPlan plan = backward ? plan_row_backward(problem, device) : plan_row_forward(problem, device);
   constexpr const char* names[] = {"warp", "registers", "shared", "streamed"};
@@ -36,6 +43,8 @@ py::dict row_plan(bool backward, bool centered, int64_t rows, int64_t cols, cons
   out["cluster"] = plan.cluster;
   out["blocks"] = plan.blocks;
   out["shared_bytes"] = plan.shared_bytes;
+  out["static_bytes"] = plan.static_bytes;
+  out["registers"] = plan.registers;
   out["kept_columns"] = std::min(cols, plan.kept_vectors * (16 / size_of(types.kept)));
   out["partial_rows"] = plan.partial_rows;
   out["cooperative"] = plan.cooperative;
@@ -45,11 +54,13 @@ py::dict row_plan(bool backward, bool centered, int64_t rows, int64_t cols, cons
 
 py::dict plane_plan(int64_t samples, int64_t channels, int64_t spatial, int64_t groups, int sets, bool channels_last,
                     const py::object& dtype, bool batch_statistics, bool ordered, int kept, int staged,
-                    int multiprocessors, int shared_bytes, int cluster_blocks) {
+                    int multiprocessors, int shared_bytes, int cluster_blocks,
+                    const std::tuple<int, int, int, int64_t>& choice) {
   HANDLE_TH_ERRORS
   const PlaneShape shape{samples, channels, spatial, groups,
                          channels_last ? Layout::ChannelsLast : Layout::ChannelsFirst};
-  const PlaneProblem problem{shape, Sets(sets), dtype_from(dtype), batch_statistics, ordered, kept, staged};
+  const PlaneProblem problem{shape, Sets(sets), dtype_from(dtype), batch_statistics, ordered,
+                             kept,  staged,     choice_of(choice)};
   const PlanePlan plan = plan_plane_norm(problem, {multiprocessors, shared_bytes, cluster_blocks});
   py::dict out;
   out["team"] = plan.team == Team::Cluster ? "cluster" : "grid";
@@ -59,6 +70,8 @@ py::dict plane_plan(int64_t samples, int64_t channels, int64_t spatial, int64_t 
   out["cluster"] = plan.cluster;
   out["blocks"] = plan.blocks;
   out["shared_bytes"] = plan.shared_bytes;
+  out["static_bytes"] = plan.static_bytes;
+  out["registers"] = plan.registers;
   out["lanes"] = plan.lanes;
   out["slots_per_piece"] = plan.slots_per_piece;
   out["chunks"] = plan.chunks;
@@ -77,12 +90,12 @@ py::dict plane_plan(int64_t samples, int64_t channels, int64_t spatial, int64_t 
 const ModulePart part([](py::module_& m) {
   m.def("row_plan", row_plan, py::arg("backward"), py::arg("centered"), py::arg("rows"), py::arg("cols"),
         py::arg("x_dtype"), py::arg("h_dtype"), py::arg("y_dtype"), py::arg("param_dtype"), py::arg("multiprocessors"),
-        py::arg("shared_bytes"), py::arg("cluster_blocks"),
+        py::arg("shared_bytes"), py::arg("cluster_blocks"), py::arg("choice") = no_choice,
         "The launch plan of a row norm, as a dict (csrc/interface/row_plan.h).");
   m.def("plane_plan", plane_plan, py::arg("samples"), py::arg("channels"), py::arg("spatial"), py::arg("groups"),
         py::arg("sets"), py::arg("channels_last"), py::arg("dtype"), py::arg("batch_statistics"), py::arg("ordered"),
         py::arg("kept"), py::arg("staged"), py::arg("multiprocessors"), py::arg("shared_bytes"),
-        py::arg("cluster_blocks"),
+        py::arg("cluster_blocks"), py::arg("choice") = no_choice,
         "The launch plan of a norm of feature maps, as a dict (csrc/interface/plane_plan.h).");
 });
 

@@ -3,6 +3,7 @@
 
 #include "common/checks.h"
 #include "common/planes.h"
+#include "plan_choice.h"
 
 #define AT_PER_OPERATOR_HEADERS
 #include <ATen/ops/empty.h>
@@ -159,6 +160,7 @@ Three plane_norm_forward(const PlaneNormInputs& in, bool statistics) {
   arguments.bounds = in.bounds;
   arguments.type = dtype_of(x.scalar_type());
   arguments.param_type = dtype_of(param_type);
+  arguments.choice = plan_choice(PlanKernel::PlaneForward, x, plane_key(in.sets_in_kernel(), arguments.shape));
   const RunningStatistics running(in, arguments);
   const auto workspace = provide_workspace((scope.backend().*op.forward_workspace)(arguments), x, arguments);
   (scope.backend().*op.forward)(arguments, scope.stream());
@@ -229,6 +231,7 @@ Gradients plane_norm_backward(const PlaneNormInputs& in, const Tensor& grad_y_, 
   arguments.renorm = in.corrects() && x.numel() > 0 ? renorm_named(name, in.renorm) : Renorm::None;
   arguments.type = dtype_of(x.scalar_type());
   arguments.param_type = dtype_of(param_dtype);
+  arguments.choice = plan_choice(PlanKernel::PlaneBackward, x, plane_key(in.sets_in_kernel(), arguments.shape));
   const auto workspace = provide_workspace((scope.backend().*op.backward_workspace)(arguments), x, arguments);
   (scope.backend().*op.backward)(arguments, scope.stream());
   if (grad_mean_logits.defined()) grad_mean_logits = grad_mean_logits.to(in.mean_weight->scalar_type());

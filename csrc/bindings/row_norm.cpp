@@ -2,6 +2,7 @@
 #include "row_norm.h"
 
 #include "common/rows.h"
+#include "plan_choice.h"
 #include "row_norm_checks.h"
 
 #define AT_PER_OPERATOR_HEADERS
@@ -55,6 +56,7 @@ Four row_norm_forward(const RowNormOp& op, const RowNormInputs<at::IntArrayRef>&
   arguments.residual_type = dtype_of(h_type);
   arguments.param_type = dtype_of(param_type);
   arguments.y_type = dtype_of(y_type);
+  arguments.choice = plan_choice(PlanKernel::RowForward, in.x, {cols});
   std::optional<Rows> residual;
   if (has(in.residual)) {
     residual = rows_of(*in.residual, dims, cols);
@@ -119,6 +121,7 @@ Four row_norm_backward(const RowNormOp& op, const Tensor& grad_y, const OptTenso
   arguments.h_type = dtype_of(h.scalar_type());
   arguments.x_type = dtype_of(x_dtype);
   arguments.param_type = dtype_of(param_dtype);
+  arguments.choice = plan_choice(PlanKernel::RowBackward, h, {cols});
   Tensor sum_storage;
   std::optional<Rows> grad_sum_rows;
   if (has(grad_sum)) {

@@ -13,7 +13,7 @@ bool with_residual(const PlaneNormBackward& a) { return a.residual != nullptr &&
 
 PlanePlan plan_of(const PlaneNormBackward& a, Sets sets) {
   const bool ordered = a.mix.terms != 0 || (a.batch_statistics && is_empty(a.shape));
-  return plan_plane_norm({a.shape, sets, a.type, a.batch_statistics, ordered, with_residual(a) ? 3 : 2, 0},
+  return plan_plane_norm({a.shape, sets, a.type, a.batch_statistics, ordered, with_residual(a) ? 3 : 2, 0, a.choice},
                          device_limits());
 }
 

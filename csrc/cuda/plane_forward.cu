@@ -15,8 +15,9 @@ bool is_ordered(const PlaneNormForward& a, Sets sets) {
 }
 
 PlanePlan plan_of(const PlaneNormForward& a, Sets sets) {
-  return plan_plane_norm({a.shape, sets, a.type, a.batch_statistics, is_ordered(a, sets), 1, a.residual != nullptr},
-                         device_limits());
+  return plan_plane_norm(
+      {a.shape, sets, a.type, a.batch_statistics, is_ordered(a, sets), 1, a.residual != nullptr, a.choice},
+      device_limits());
 }
 
 // The table of entries, then mean and rstd where the caller does not want them, then the variances of instances, then

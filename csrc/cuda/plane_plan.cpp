@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "plan_choice.h"
 #include "plane_tiles.h"
 
 namespace torchfastnorm {
@@ -67,8 +68,10 @@ bool share_task(const PlaneProblem& problem, const Extent& extent, const DeviceL
   const int64_t limit = device.shared_bytes - plane_static_bytes;
   const int64_t wanted = power_of_two_from(ceil_div(ceil_div(units, per_round), wanted_rounds));
   // 16 blocks only where 8 have no room: few such clusters are resident at a time.
-  for (int64_t cluster = std::min<int64_t>({wanted, 8, device.cluster_blocks}); cluster <= device.cluster_blocks;
-       cluster *= 2) {
+  const int64_t first =
+      chosen_cluster(problem.choice, device.cluster_blocks, std::min<int64_t>({wanted, 8, device.cluster_blocks}));
+  const int64_t last = problem.choice.cluster > 0 ? first : device.cluster_blocks;
+  for (int64_t cluster = first; cluster <= last; cluster *= 2) {
     plan.cluster = int(cluster);
     plan.slab = ceil_div(units, cluster);
     plan.rounds = ceil_div(plan.slab, per_round);
@@ -85,7 +88,10 @@ bool plan_cluster(const PlaneProblem& problem, const Extent& extent, const Devic
   const PlaneShape& shape = problem.shape;
   const int64_t sets = sets_of(problem.sets, shape);
   plan.team = Team::Cluster;
-  plan.threads = cluster_team_threads;
+  plan.static_bytes = plane_static_bytes;
+  plan.registers = registers_within(cluster_team_threads, 2);
+  plan.threads = chosen_threads(problem.choice, 32, cluster_team_threads, cluster_team_threads);
+  require((plan.threads & (plan.threads - 1)) == 0, "threads must be a power of two");
   if (plan.layout == Layout::ChannelsFirst) {
     cut_planes(problem, extent, plan);
     const int64_t pieces = (problem.sets == Sets::Batch ? shape.samples : extent.width) * plan.chunks;
@@ -106,9 +112,11 @@ bool plan_cluster(const PlaneProblem& problem, const Extent& extent, const Devic
     plan.entries = extent.domains * plan.chunks * shape.channels;
   }
   // Few channels over a large batch: clusters would leave most of the device idle.
-  if (problem.sets == Sets::Batch && plan.cluster > 1 && plan.tasks * plan.cluster * 2 < device.multiprocessors)
+  if (problem.sets == Sets::Batch && plan.cluster > 1 && plan.tasks * plan.cluster * 2 < device.multiprocessors &&
+      !chosen(problem.choice, Team::Cluster))
     return false;
-  plan.blocks = std::min(plan.tasks, max_grid / plan.cluster) * plan.cluster;
+  const int64_t most = std::min(plan.tasks, max_grid / plan.cluster) * plan.cluster;
+  plan.blocks = chosen_blocks(problem.choice, plan.cluster, most, most);
   return true;
 }
 
@@ -120,6 +128,8 @@ bool plan_grid(const PlaneProblem& problem, const Extent& extent, const DeviceLi
   plan = {};
   plan.layout = layout;
   plan.team = Team::Grid;
+  plan.static_bytes = plane_static_bytes;
+  plan.registers = registers_within(grid_team_threads(problem.kept), 1);
   plan.threads = threads;
   plan.cluster = 1;
   plan.tasks = 1;
@@ -142,7 +152,9 @@ bool plan_grid(const PlaneProblem& problem, const Extent& extent, const DeviceLi
   }
   const int64_t room = device.shared_bytes - plane_static_bytes - fixed;
   if (room < 0) return false;
-  plan.blocks = std::clamp<int64_t>(plan.slabs, 1, device.multiprocessors);  // an empty tensor has statistics too
+  // An empty tensor has statistics too. All blocks are resident, one on each multiprocessor at least.
+  const int64_t most = std::clamp<int64_t>(plan.slabs, 1, device.multiprocessors);
+  plan.blocks = chosen_blocks(problem.choice, 1, most, most);
   plan.cooperative = problem.batch_statistics;
   if (problem.batch_statistics)
     plan.kept_rounds = std::min(ceil_div(plan.slabs, plan.blocks) * plan.rounds, room / round_bytes(problem, plan));
@@ -164,9 +176,18 @@ PlanePlan plan_plane_norm(const PlaneProblem& problem, const DeviceLimits& devic
   PlanePlan plan{};
   // With one element a plane the two layouts are one: rows of all channels, or many planes of a sample at once.
   plan.layout = shape.spatial > 1 ? shape.layout : batch ? Layout::ChannelsLast : Layout::ChannelsFirst;
-  if (problem.batch_statistics && !problem.ordered && plan_cluster(problem, extent, device, plan)) return plan;
-  int threads = grid_team_threads(problem.kept);
-  while (!plan_grid(problem, extent, device, threads, plan) && threads > 32) threads /= 2;
+  const PlanChoice& choice = problem.choice;
+  const bool clusters =
+      choice.threads <= cluster_team_threads ? allowed(choice, Team::Cluster) : chosen(choice, Team::Cluster);
+  if (problem.batch_statistics && !problem.ordered && clusters && plan_cluster(problem, extent, device, plan))
+    return plan;
+  require(!chosen(choice, Team::Cluster), "its sets do not fit into clusters, or must wait for each other");
+  require(choice.cluster <= 1, "a grid team has no clusters");
+  int threads = chosen_threads(choice, 32, grid_team_threads(problem.kept), grid_team_threads(problem.kept));
+  require((threads & (threads - 1)) == 0, "threads must be a power of two");
+  const auto fits = [&] { return plan_grid(problem, extent, device, threads, plan); };
+  while (!fits() && threads > 32) threads /= 2;
+  require(choice.threads == 0 || threads == choice.threads, "shared memory has no room for a round of so many threads");
   return plan;
 }
 

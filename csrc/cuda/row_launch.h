@@ -69,7 +69,7 @@ void row_norm_forward(const RowNormForward& a, Stream stream) {
   const bool add = a.residual != nullptr;
   const DType h_type = add ? a.residual_type : a.x_type;
   const RowTypes types = row_types(a.x_type, h_type, a.y_type, a.param_type);
-  const RowPlan plan = plan_row_forward({a.rows, a.cols, types.kept, CENTERED}, device_limits());
+  const RowPlan plan = plan_row_forward({a.rows, a.cols, types.kept, CENTERED, a.choice}, device_limits());
   with_row_types(types, a.x_type, [&](auto x, auto h, auto y) {
     using X = typename decltype(x)::type;
     using H = typename decltype(h)::type;
@@ -102,7 +102,7 @@ struct RowBackwardSpace {
 };
 inline RowPlan plan_of(const RowNormBackward& a, bool centered) {
   const RowTypes types = row_types(a.x_type, a.h_type, a.y_type, a.param_type);
-  return plan_row_backward({a.rows, a.cols, types.kept, centered}, device_limits());
+  return plan_row_backward({a.rows, a.cols, types.kept, centered, a.choice}, device_limits());
 }
 inline RowBackwardSpace row_backward_space(const RowNormBackward& a, const RowPlan& plan, bool centered) {
   const int64_t size = size_of(accumulator_of(a.h_type));

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "plan_choice.h"
 #include "row_tiles.h"
 
 namespace torchfastnorm {
@@ -27,9 +28,11 @@ RowPlan warp_plan(const RowProblem& problem, int64_t vectors, int rows_in_flight
   plan.vectors = vectors_per_lane(vectors);
   plan.lanes = int(power_of_two_from(ceil_div(vectors, plan.vectors)));
   plan.rows_in_flight = rows_in_flight;
-  plan.threads = threads;
-  plan.cluster = 1;
-  plan.blocks = std::min(ceil_div(problem.rows, int64_t(threads / plan.lanes) * rows_in_flight), resident);
+  plan.threads = cuda::chosen_threads(problem.choice, 32, threads, threads);
+  plan.cluster = cuda::chosen_cluster(problem.choice, 1, 1);
+  resident *= threads / plan.threads;
+  const int64_t useful = ceil_div(problem.rows, int64_t(plan.threads / plan.lanes) * rows_in_flight);
+  plan.blocks = cuda::chosen_blocks(problem.choice, 1, resident, std::min(useful, resident));
   plan.kept_vectors = vectors;
   return plan;
 }
@@ -56,9 +59,18 @@ RowPlan plan_row_forward(const RowProblem& problem, const DeviceLimits& device) 
   plan.cluster = 1;
   plan.kept_vectors = vectors;
 
-  if (vectors <= 32 * warp_vectors)
-    return warp_plan(problem, vectors, forward_rows_in_flight(vectors_per_lane(vectors)), forward_warp_threads,
+  const PlanChoice& choice = problem.choice;
+  require(!chosen(choice, Residency::Streamed), "only backward is streamed");
+  plan.static_bytes = forward_static_bytes;
+  plan.registers = registers_within(forward_block_threads, 1);
+  if (vectors <= 32 * warp_vectors && allowed(choice, Residency::Warp)) {
+    plan = warp_plan(problem, vectors, forward_rows_in_flight(vectors_per_lane(vectors)), forward_warp_threads,
                      int64_t(device.multiprocessors) * forward_warp_blocks);
+    plan.registers = registers_within(forward_warp_threads, forward_warp_blocks);
+    return plan;
+  }
+
+  require(!chosen(choice, Residency::Warp), "a row is too long for a warp");
 
   // Blocks that share a row: as few as keep 32 KB each; 48 KB each rather than 16 blocks, of which few are resident.
   const int64_t block_vectors = int64_t(forward_block_threads) * forward_block_vectors;
@@ -67,19 +79,23 @@ RowPlan plan_row_forward(const RowProblem& problem, const DeviceLimits& device) 
     plan.cluster = int(std::min<int64_t>({wanted, 8, device.cluster_blocks}));
     if (vectors > block_vectors * plan.cluster) plan.cluster = std::min(16, device.cluster_blocks);
   }
+  plan.cluster = chosen_cluster(choice, device.cluster_blocks, plan.cluster);
   const int64_t slice = ceil_div(vectors, plan.cluster);
-  if (slice <= block_vectors) {
+  if (slice <= block_vectors && allowed(choice, Residency::Registers)) {
     plan.residency = Residency::Registers;
     plan.vectors = forward_block_vectors;
-    plan.threads = int(whole_warps(ceil_div(slice, plan.vectors)));
+    const int64_t least = whole_warps(ceil_div(slice, plan.vectors));
+    plan.threads = chosen_threads(choice, least, forward_block_threads, least);
   } else {
+    require(!chosen(choice, Residency::Registers), "a row is too long for the registers of its blocks");
     plan.residency = Residency::Shared;
-    plan.threads = forward_block_threads;
+    plan.threads = chosen_threads(choice, 32, forward_block_threads, forward_block_threads);
     const int64_t kept = std::min<int64_t>(slice, (device.shared_bytes - forward_static_bytes) / 16);
     plan.shared_bytes = kept * 16;
     plan.kept_vectors = std::min(vectors, kept * plan.cluster);
   }
-  plan.blocks = std::min(problem.rows, max_grid / plan.cluster) * plan.cluster;
+  const int64_t most = std::min(problem.rows, max_grid / plan.cluster) * plan.cluster;
+  plan.blocks = chosen_blocks(choice, plan.cluster, most, most);
   return plan;
 }
 
@@ -89,51 +105,63 @@ RowPlan plan_row_backward(const RowProblem& problem, const DeviceLimits& device)
   const int64_t vectors = ceil_div(problem.cols, columns);
   const int register_vectors = backward_vectors(problem.kept);
   const int64_t block_vectors = int64_t(backward_block_threads) * register_vectors;
+  const PlanChoice& choice = problem.choice;
   RowPlan plan{};
   plan.lanes = 32;
   plan.rows_in_flight = 1;
   plan.cluster = 1;
   plan.kept_vectors = vectors;
 
-  if (vectors <= 32 * warp_vectors) {
+  plan.static_bytes = backward_static_bytes;
+  plan.registers = registers_within(backward_block_threads, 1);
+  if (vectors <= 32 * warp_vectors && allowed(choice, Residency::Warp)) {
     const int per_lane = vectors_per_lane(vectors);
     plan = warp_plan(problem, vectors, backward_rows_in_flight(per_lane), backward_warp_threads(per_lane),
                      int64_t(device.multiprocessors) * backward_warp_blocks);
     plan.partial_rows = plan.blocks;
+    plan.static_bytes = backward_static_bytes;
+    plan.registers = registers_within(backward_warp_threads(per_lane), backward_warp_blocks);
     plan.cooperative = true;
     return plan;
   }
 
+  require(!chosen(choice, Residency::Warp), "a row is too long for a warp");
+
   const int64_t wanted = power_of_two_from(ceil_div(vectors, block_vectors));
-  plan.cluster = int(std::min<int64_t>(wanted, device.cluster_blocks));
+  plan.cluster = chosen_cluster(choice, device.cluster_blocks, std::min<int64_t>(wanted, device.cluster_blocks));
   const int64_t slice = ceil_div(vectors, plan.cluster);
   const int sums = problem.centered ? 2 : 1;
   const int64_t sum_bytes = slice * sums * columns * size_of(accumulator_of(problem.kept));
   int64_t blocks_per_multiprocessor = 1;
-  if (slice <= block_vectors) {
+  if (slice <= block_vectors && allowed(choice, Residency::Registers)) {
     plan.residency = Residency::Registers;
     plan.vectors = register_vectors;
-    plan.threads = int(whole_warps(ceil_div(slice, plan.vectors)));
+    const int64_t least = whole_warps(ceil_div(slice, plan.vectors));
+    plan.threads = chosen_threads(choice, least, backward_block_threads, least);
     blocks_per_multiprocessor = backward_block_threads / plan.threads;
-  } else if (sum_bytes <= device.shared_bytes - backward_static_bytes) {
+  } else if (sum_bytes <= device.shared_bytes - backward_static_bytes && allowed(choice, Residency::Shared)) {
+    require(!chosen(choice, Residency::Registers), "a row is too long for the registers of its blocks");
     plan.residency = Residency::Shared;
-    plan.threads = backward_block_threads;
+    plan.threads = chosen_threads(choice, 32, backward_block_threads, backward_block_threads);
     plan.shared_bytes = sum_bytes;
   } else {
+    require(allowed(choice, Residency::Streamed), "a row is too long to stay on the chip");
     plan.residency = Residency::Streamed;
-    plan.cluster = 1;
-    plan.threads = column_threads;
+    plan.registers = registers_within(column_threads, column_blocks);
+    plan.cluster = chosen_cluster(choice, 1, 1);
+    plan.threads = chosen_threads(choice, column_threads, column_threads, column_threads);
     plan.kept_vectors = 0;
     const int64_t tiles = ceil_div(vectors, column_threads);
     const int64_t blocks = int64_t(device.multiprocessors) * column_blocks;
-    plan.partial_rows =
-        std::clamp<int64_t>(blocks / tiles, 1, std::min<int64_t>(std::max<int64_t>(problem.rows, 1), 65535));
-    plan.blocks = tiles * plan.partial_rows;
+    const int64_t most = std::min<int64_t>(std::max<int64_t>(problem.rows, 1), 65535);
+    plan.blocks = chosen_blocks(choice, tiles, tiles * most, tiles * std::clamp<int64_t>(blocks / tiles, 1, most));
+    plan.partial_rows = plan.blocks / tiles;
     return plan;
   }
   const int64_t resident = std::max<int64_t>(device.multiprocessors * blocks_per_multiprocessor / plan.cluster, 1);
-  plan.partial_rows = std::min(problem.rows, resident);
-  plan.blocks = plan.partial_rows * plan.cluster;
+  const int64_t most = std::min(problem.rows, resident) * plan.cluster;
+  plan.blocks = chosen_blocks(choice, plan.cluster, most, most);
+  plan.partial_rows = plan.blocks / plan.cluster;
   plan.cooperative = plan.cluster == 1;
   return plan;
 }

@@ -67,6 +67,7 @@ struct PlaneNormForward {
   Renorm renorm;
   Activation activation;
   DType type, param_type, running_type;
+  PlanChoice choice;
 };
 
 struct PlaneNormBackward {
@@ -91,6 +92,7 @@ struct PlaneNormBackward {
   Switch mix;
   Activation activation;
   DType type, param_type;
+  PlanChoice choice;
 };
 
 constexpr int64_t sets_of(Sets sets, const PlaneShape& shape) {

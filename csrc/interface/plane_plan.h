@@ -26,6 +26,7 @@ struct PlaneProblem {
   bool ordered;  // something must happen after every set is finished: Team::Grid
   int kept;      // tensors that apply needs again: 1 forward, 2 or 3 backward
   int staged;    // tensors that apply alone reads: forward's residual
+  PlanChoice choice = {};
 };
 
 struct PlanePlan {
@@ -35,6 +36,8 @@ struct PlanePlan {
   int cluster;           // blocks that share a task
   int64_t blocks;        // of the grid; a multiple of `cluster`
   int64_t shared_bytes;  // dynamic
+  int static_bytes;      // shared memory beside it, at most
+  int registers;         // of a thread, at most: what the kernel's launch bounds leave
   Layout layout;         // of the kernel: spatial 1 is both
   int lanes;             // threads that share a piece (ChannelsFirst) or a row of a tile (ChannelsLast)
   int slots_per_piece;   // ChannelsFirst: vectors of a piece that one thread has, 1 or plane_slots

@@ -23,6 +23,7 @@ struct RowNormForward {
   RowLayout x_layout, residual_layout;
   double eps;
   DType x_type, residual_type, param_type, y_type;
+  PlanChoice choice;
 };
 
 // g = grad_y * weight; grad_h as the op's header says, plus grad_sum where there is one.
@@ -42,6 +43,7 @@ struct RowNormBackward {
   int64_t rows, cols;
   RowLayout grad_y_layout, grad_sum_layout, h_layout;
   DType y_type, h_type, x_type, param_type;
+  PlanChoice choice;
 };
 
 }  // namespace torchfastnorm

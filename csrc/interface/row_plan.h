@@ -33,6 +33,7 @@ struct RowProblem {
   int64_t rows, cols;
   DType kept;
   bool centered;  // LayerNorm; RMSNorm otherwise
+  PlanChoice choice = {};
 };
 
 struct RowPlan {
@@ -44,6 +45,8 @@ struct RowPlan {
   int cluster;           // blocks that share a row
   int64_t blocks;        // of the grid; a multiple of `cluster`
   int64_t shared_bytes;  // dynamic
+  int static_bytes;      // shared memory beside it, at most
+  int registers;         // of a thread, at most: what the kernel's launch bounds leave
   int64_t kept_vectors;  // of a row that stay on the chip between the passes; all of them unless it is too long
   int64_t partial_rows;  // backward: fp32 rows of partial grad_weight and grad_bias
   bool cooperative;      // backward: the same launch finishes grad_weight and grad_bias after a grid barrier
@@ -51,6 +54,12 @@ struct RowPlan {
 
 RowPlan plan_row_forward(const RowProblem&, const DeviceLimits&);
 RowPlan plan_row_backward(const RowProblem&, const DeviceLimits&);
+
+// 64 K registers a multiprocessor, given out by eights.
+constexpr int registers_within(int threads, int blocks) {
+  const int even = 65536 / (threads * blocks) / 8 * 8;
+  return even < 255 ? even : 255;
+}
 
 // The device that the current CUDA context has; in tests, the one that the CPU run pretends to be.
 namespace cuda {

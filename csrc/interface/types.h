@@ -42,6 +42,16 @@ struct Switch {
   const void* var_logits = nullptr;
 };
 
+// What somebody has chosen in a launch plan (interface/row_plan.h, plane_plan.h), to measure it; what is left at
+// nothing the plan decides. A choice that no kernel can run with is a std::invalid_argument. The CPU has no plans and
+// ignores it.
+struct PlanChoice {
+  int8_t regime = -1;  // a Residency of row norms, a Team of norms of feature maps
+  int threads = 0;     // of a block
+  int cluster = 0;     // blocks of one
+  int64_t blocks = 0;  // of the grid
+};
+
 // A cudaStream_t; the CPU ignores it.
 using Stream = void*;
 
