@@ -121,12 +121,14 @@ struct MomentChunks<ROWS<T>> {
   }
 
   struct Item {
-    int64_t group, part;
+    int64_t group, part, state;
     BlockPair pair;
   };
   static Item item_at(const Call& call, int64_t index) {
-    const int64_t pairs = index / call.chunks.parts;
-    return {pairs / call.block_pairs(), index % call.chunks.parts, block_pair(call, pairs % call.block_pairs())};
+    const WhiteningGeometry& g = call.geometry;
+    const Visit at = visit(index, g.groups * call.block_pairs(), call.chunks.parts, g.width);
+    return {at.group / call.block_pairs(), at.part, at.group * call.chunks.parts + at.part,
+            block_pair(call, at.group % call.block_pairs())};
   }
   struct Places {
     PanelPlace u, v;
@@ -178,7 +180,7 @@ struct MomentChunks<ROWS<T>> {
     scratch.products = reinterpret_cast<A*>(free + 2 * panel_bytes(call));
     for (int64_t index = begin; index < end; ++index) {
       const Item item = item_at(call, index), next = item_at(call, index + 1 < end ? index + 1 : index);
-      chunk(call, item, index + 1 < end ? &next : nullptr, state_of(call, index, item.pair.same), scratch);
+      chunk(call, item, index + 1 < end ? &next : nullptr, state_of(call, item.state, item.pair.same), scratch);
     }
   }
 };

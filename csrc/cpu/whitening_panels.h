@@ -18,6 +18,14 @@ TFN_INLINE void for_overlapping(int64_t count, Body body) {
   if (i < count) body(count - kStep, Whole{});
 }
 
+// f(std::integral_constant of the lesser of count, which is at least 1, and MOST)
+template <int MOST, class F>
+TFN_INLINE void by_count(int64_t count, F f) {
+  if constexpr (MOST > 1)
+    if (count < MOST) return by_count<MOST - 1>(count, f);
+  f(std::integral_constant<int, MOST>());
+}
+
 // The place of a panel in a feature map.
 struct PanelPlace {
   int64_t channel, channels;    // the first one, counted over all groups, and how many
@@ -182,12 +190,16 @@ struct PositionRows {
   }
 
   static __attribute__((noinline)) void sums(const A* panel, int64_t step, const PanelPlace& place, double* sums) {
-    for (int64_t c = 0; c < place.channels; c += kLanes<A>) {
-      Vector<A> all{};
-      for (int64_t position = 0; position < place.positions; ++position)
-        all += load(panel + position * step + c, Whole{});
-      for (int64_t i = 0; i < kLanes<A> && c + i < place.channels; ++i) sums[c + i] = double(all[i]);
-    }
+    for (int64_t c = 0; c < place.channels; c += 4 * kLanes<A>)
+      by_count<4>((place.channels - c + kLanes<A> - 1) / kLanes<A>, [&](auto vectors) {
+        Vector<A> all[vectors] = {};
+        for (int64_t position = 0; position < place.positions; ++position)
+          repeat<vectors>([&](auto v) __attribute__((always_inline)) {
+            all[v] += load(panel + position * step + c + v * kLanes<A>, Whole{});
+          });
+        for (int64_t i = 0; i < vectors * kLanes<A> && c + i < place.channels; ++i)
+          sums[c + i] = double(all[i / kLanes<A>][i % kLanes<A>]);
+      });
   }
 
   static __attribute__((noinline)) void unpack(const WhiteningGeometry& g, const PanelPlace& place, const A* panel,

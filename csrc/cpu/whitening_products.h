@@ -14,14 +14,6 @@ namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET {
 constexpr int kTileRows = 6, kTileVectors = TFN_VECTOR_BYTES == 64 ? 4 : 2;
 constexpr int kDotRows = TFN_VECTOR_BYTES == 64 ? 4 : 2, kDotColumns = 4;
 
-// f(std::integral_constant of the lesser of count, which is at least 1, and MOST)
-template <int MOST, class F>
-TFN_INLINE void by_count(int64_t count, F f) {
-  if constexpr (MOST > 1)
-    if (count < MOST) return by_count<MOST - 1>(count, f);
-  f(std::integral_constant<int, MOST>());
-}
-
 // body(first row, first column, rows, vectors), the last two as constants, for the tiles of a matrix, of VECTORS at
 // most; columns, which are counted to a whole vector, outermost.
 template <class A, int VECTORS = kTileVectors, class Body>

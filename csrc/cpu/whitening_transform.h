@@ -61,8 +61,9 @@ struct TransformPanels<ROWS<T>> {
   }
 
   static PanelPlace place_at(const Call& call, int64_t item) {
-    const int64_t panel = item % call.panels.parts, width = call.geometry.width;
-    return {item / call.panels.parts * width, width, call.panels.begin(panel), call.panels.size_of(panel)};
+    const WhiteningGeometry& g = call.geometry;
+    const Visit at = visit(item, g.groups, call.panels.parts, g.width);
+    return {at.group * g.width, g.width, call.panels.begin(at.part), call.panels.size_of(at.part)};
   }
 
   // y, the panel, from the terms. Their products are formed a part of the depth at a time, so that what a column of
