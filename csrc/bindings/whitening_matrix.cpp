@@ -1,8 +1,6 @@
 // Whitening matrices and their gradients: whitening_matrix.h has the formulas.
 #include "whitening_matrix.h"
 
-#include <ATen/Context.h>
-
 #define AT_PER_OPERATOR_HEADERS
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/baddbmm.h>
@@ -49,7 +47,6 @@ Tensor next_step(const Tensor& p, const Tensor& cube, const Tensor& s) {
 Tensor first_step(const Tensor& s) { return 1.5 * identity_like(s) - 0.5 * s; }
 
 Tensor newton(const Tensor& c, int64_t iterations) {
-  const at::NoTF32Guard full_precision;
   const auto [trace, s] = normalized(c);
   auto p = iterations > 0 ? first_step(s) : identity_like(s).expand_as(s);
   for (int64_t k = 1; k < iterations; ++k) p = next_step(p, p.matmul(p).matmul(p), s);
@@ -57,7 +54,6 @@ Tensor newton(const Tensor& c, int64_t iterations) {
 }
 
 Tensor newton_gradient(const Tensor& grad_w, const Tensor& c, int64_t iterations) {
-  const at::NoTF32Guard full_precision;
   const auto [trace, s] = normalized(c);
   const auto total = [](const Tensor& t) { return t.sum(at::IntArrayRef{-2, -1}, /*keepdim=*/true); };
   std::vector<Tensor> p{identity_like(s).expand_as(s)}, square{p[0]}, cube{p[0]};
@@ -165,6 +161,7 @@ Tensor or_nan(const Tensor& finite, const Tensor& t) {
 }  // namespace
 
 WhiteningMatrix whitening_matrix(const Tensor& covariance, const WhiteningMethod& method) {
+  const FullPrecision full_precision;
   const auto type = covariance.scalar_type();
   if (method.kind == WhiteningMethod::Newton) {
     const auto c = covariance + method.eps * identity_like(covariance);
@@ -179,6 +176,7 @@ WhiteningMatrix whitening_matrix(const Tensor& covariance, const WhiteningMethod
 }
 
 Tensor covariance_gradient(const Tensor& grad_matrix, const WhiteningMatrix& w, const WhiteningMethod& method) {
+  const FullPrecision full_precision;
   const auto type = grad_matrix.scalar_type();
   if (method.kind == WhiteningMethod::Newton) return newton_gradient(grad_matrix, w.decomposition, method.iterations);
   const auto grad = grad_matrix.to(at::kDouble);

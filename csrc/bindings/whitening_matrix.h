@@ -11,8 +11,8 @@
 //                                          (Huang et al. 2019, arXiv 1904.03441)
 //
 // The first three go through the eigenvalues of C in double, which are raised to eps where rounding has left them
-// lower: with fewer samples than channels all stays finite. Newton's steps are in the statistics' type, TF32 off. A
-// group whose covariance is not finite gets a matrix of NaN.
+// lower: with fewer samples than channels all stays finite. Newton's steps are in the statistics' type. A group whose
+// covariance is not finite gets a matrix of NaN.
 //
 // Gradients. Of Zca: S G + G S = -W grad_W W with S = C^(1/2), solved in C's eigenvectors, where it divides by
 // s_i + s_j: coinciding eigenvalues do no harm. Pca has no derivative where two eigenvalues coincide, since its axes
@@ -23,9 +23,18 @@
 // few steps of an iteration that has W (or Q) as its fixed point. The value does not move; what autograd makes of k
 // steps is exact up to the k-th derivative, and never divides by a difference of eigenvalues, Pca apart.
 #pragma once
+#include <ATen/Context.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
 #include "common/tensors.h"
 
 namespace torchfastnorm::bindings {
+
+// Matrix products in the type of their factors: neither TF32 nor what autocast would cast them to.
+struct FullPrecision {
+  at::NoTF32Guard no_tf32;
+  c10::impl::ExcludeDispatchKeyGuard no_autocast{c10::autocast_dispatch_keyset};
+};
 
 struct WhiteningMethod {
   enum Kind { Zca, Pca, Newton, Cholesky } kind;
