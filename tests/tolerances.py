@@ -63,7 +63,6 @@ TOLERANCES: dict[tuple[str, str, torch.dtype], Bound] = {
 }
 
 
-
 @dataclass(frozen=True)
 class Error:
     error: float  # of the largest element, or of 1 if that is more
