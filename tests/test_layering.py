@@ -44,10 +44,17 @@ FILES_OF_AN_OP = (
 )
 ROW_NORMS = ("layer_norm", "rms_norm")
 PLANE_NORMS = ("batch_norm", "batch_renorm", "group_norm", "instance_norm", "switch_norm")
-# A row norm also has an add_ form. Plane norms have a workspace in forward, too.
+WHITENING = ("batch_whitening",)
+# A row norm also has an add_ form. Plane norms have a workspace in forward, too. Whitening is two passes over planes.
 FUNCTIONS_OF_A_BACKEND = {
     "row": ("forward", "backward_workspace", "backward"),
     "plane": ("forward_workspace", "forward", "backward_workspace", "backward"),
+    "whitening": ("moments_workspace", "moments", "transform"),
+}
+REFERENCES = {  # functions that a reference must have
+    "row": ("{}", "add_{}"),
+    "plane": ("{}",),
+    "whitening": ("{}", "whitening_matrix"),
 }
 ONLY_OPS = ("torchfastnorm/reference/{}.py", "docs/math/{}.md", "bench/bench_{}.py")  # here every stem is an op
 
@@ -127,9 +134,13 @@ def raw_cuda(path: str, text: str) -> list[str]:
     return found
 
 
+def geometry_of(op: str) -> str:
+    ops_of = {"row": ROW_NORMS, "plane": PLANE_NORMS, "whitening": WHITENING}
+    return next(geometry for geometry, ops in ops_of.items() if op in ops)
+
+
 def functions_of(op: str) -> set[str]:
-    geometry = "plane" if op in PLANE_NORMS else "row"
-    return {f"{op}_{function}" for function in FUNCTIONS_OF_A_BACKEND[geometry]}
+    return {f"{op}_{function}" for function in FUNCTIONS_OF_A_BACKEND[geometry_of(op)]}
 
 
 def ops() -> list[str]:
@@ -201,7 +212,7 @@ def test_planted_raw_cuda_is_found(text: str) -> None:
 
 
 def test_an_op_has_its_stem_in_every_layer() -> None:
-    assert {*ROW_NORMS, *PLANE_NORMS} <= set(ops())
+    assert {*ROW_NORMS, *PLANE_NORMS, *WHITENING} == set(ops())
     missing = [path.format(op) for op in ops() for path in FILES_OF_AN_OP if not (ROOT / path.format(op)).is_file()]
     assert not missing, f"every op needs {FILES_OF_AN_OP}"
 
@@ -241,7 +252,7 @@ def test_a_reference_is_short() -> None:
     for op in (*ops(), "_plane_norm"):
         tree = ast.parse((ROOT / f"torchfastnorm/reference/{op}.py").read_text())
         functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
-        expected = {op, f"add_{op}"} if op in ROW_NORMS else {op} if op in PLANE_NORMS else set()
+        expected = set() if op.startswith("_") else {name.format(op) for name in REFERENCES[geometry_of(op)]}
         assert expected <= {f.name for f in functions}
         for function in functions:
             first, last = function.body[0], function.body[-1]

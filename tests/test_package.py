@@ -40,6 +40,7 @@ def test_public_names() -> None:
     names = {op.name for op in (*OPS, *PLANE_OPS)} | {"LayerNorm", "RMSNorm", "AddLayerNorm", "AddRMSNorm", "GroupNorm"}
     stems = ("BatchNorm", "BatchRenorm", "InstanceNorm", "SwitchNorm")
     names |= {f"{stem}{dims}d" for stem in stems for dims in (1, 2, 3)}
+    names |= {"batch_whitening", "BatchWhitening", "IterNorm"}
     names |= {"batch_renorm", "switch_norm", "functional", "convert", "build_info", "__version__", "explain"}
     assert set(torchfastnorm.__all__) == names
     assert all(hasattr(torchfastnorm, name) for name in names)
@@ -61,6 +62,15 @@ def test_plane_norms_are_documented(op: PlaneOp) -> None:
     for word in ("math::", "arxiv", "eps", "mask", "activation", "residual", "Returns:", "Raises:", "RuntimeError"):
         assert word in text, f"{op}: the docstring does not mention {word}"
     assert all(op.module(dims).__doc__ for dims in (3, 4, 5))
+
+
+def test_whitening_is_documented() -> None:
+    assert torchfastnorm.batch_whitening is torchfastnorm.functional.batch_whitening
+    text = torchfastnorm.batch_whitening.__doc__ or ""
+    methods = ("zca", "pca", "cholesky", "iternorm")
+    for word in ("math::", "arxiv", "eps", "num_channels", *methods, "Returns:", "Raises:", "RuntimeError"):
+        assert word in text, f"batch_whitening: the docstring does not mention {word}"
+    assert torchfastnorm.IterNorm.__doc__ and torchfastnorm.BatchWhitening.__doc__
 
 
 def test_version() -> None:

@@ -62,6 +62,21 @@ TOLERANCES: dict[tuple[str, str, torch.dtype], Bound] = {
     ("plane", "running", torch.float64): Bound(ROUNDED_ONCE, 8.0, "as fp32; the oracle, fp64 itself, errs as much"),
 }
 
+
+@dataclass(frozen=True)
+class Error:
+    error: float  # of the largest element, or of 1 if that is more
+    reason: str
+
+
+# By the dtype of input and result; running statistics in fp64 or fp32, where parameters have input's dtype.
+WHITENING = {
+    torch.float64: Error(1e-8, "eigenvectors, the oracle's too, err by eps / gap, gradients by eps / gap^2"),
+    torch.float32: Error(1e-4, "fp32 covariance and matrix: eps * width, times the condition (16), over the gaps"),
+    torch.bfloat16: Error(2**-8 + 1e-4, "as fp32, rounded once: half of eps"),
+    torch.float16: Error(2**-11 + 1e-4, "as fp32, rounded once: half of eps"),
+}
+
 DIRECTION = {
     "y": "forward",
     "sum": "sum",

@@ -1,8 +1,6 @@
 // The formulas of whitening in ATen operations. They run where a kernel cannot: under torch.func transforms and
 // forward-mode AD, and for every derivative after the first. All arithmetic is in the statistics' type, as the
 // kernels'.
-#include <ATen/Context.h>
-
 #include "whitening.h"
 
 #define AT_PER_OPERATOR_HEADERS
@@ -54,7 +52,7 @@ void check_update(const WhiteningInputs& in, const Tensor& mean) {
 
 Tensor whitening_composite(const WhiteningInputs& in) {
   check_whitening(in);
-  const at::NoTF32Guard full_precision;
+  const FullPrecision full_precision;
   const Positions positions(in);
   const auto x = positions.columns(in.x);
   const auto mean = in.training ? positions.mean(x) : positions.channel(*in.running_mean);
@@ -74,7 +72,7 @@ Tensor whitening_composite(const WhiteningInputs& in) {
 
 WhiteningGradients whitening_backward_composite(const WhiteningInputs& in, const Tensor& grad_y, const Tensor& mean_,
                                                 const Tensor& wm_, at::ScalarType param_dtype, WhiteningWanted wanted) {
-  const at::NoTF32Guard full_precision;
+  const FullPrecision full_precision;
   const Positions positions(in);
   const auto x = positions.columns(in.x), grad = positions.columns(grad_y);
   const auto mean = in.training ? positions.mean(x) : positions.channel(mean_);

@@ -1,8 +1,6 @@
 // Whitening matrices and their gradients: whitening_matrix.h has the formulas.
 #include "whitening_matrix.h"
 
-#include <ATen/Context.h>
-
 #define AT_PER_OPERATOR_HEADERS
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/baddbmm.h>
@@ -37,50 +35,44 @@ Tensor row(const Tensor& t) { return t.unsqueeze(-2); }
 
 // ---- Newton
 
-// tr C, C / tr C
-std::pair<Tensor, Tensor> normalized(const Tensor& c) {
-  const auto trace = columns(columns(c.diagonal(0, -2, -1).sum(-1)));
-  return {trace, c / trace};
-}
-Tensor next_step(const Tensor& p, const Tensor& cube, const Tensor& s) {
-  return at::baddbmm(p, cube, s, /*beta=*/1.5, /*alpha=*/-0.5);
-}
-// P_0 = I: the first step needs no product.
-Tensor first_step(const Tensor& s) { return 1.5 * identity_like(s) - 0.5 * s; }
+// Coupled: with Y_k = P_k S and R = (3 I - P_k Y_k) / 2 it is P_k+1 = R P_k, Y_k+1 = Y_k R. As the definition has it,
+// roundings grow with every step by about half of C's condition, in the end to NaN; here they do not.
+struct NewtonSteps {
+  Tensor trace, s;              // s = c / trace
+  std::vector<Tensor> p, y, r;  // before each step, and its R; of p the result, too
+
+  NewtonSteps(const Tensor& c, int64_t iterations) {
+    trace = columns(columns(c.diagonal(0, -2, -1).sum(-1))), s = c / trace;
+    const auto identity = identity_like(s);
+    p = {identity.expand_as(s)}, y = {s};
+    for (int64_t k = 0; k < iterations; ++k) {  // P_0 = I: the first step needs one product
+      r.push_back(k == 0 ? 1.5 * identity - 0.5 * s : at::baddbmm(identity, p.back(), y.back(), 1.5, -0.5));
+      p.push_back(k == 0 ? r.back() : r.back().matmul(p.back()));
+      if (k + 1 < iterations) y.push_back(y.back().matmul(r.back()));
+    }
+  }
+};
 
 Tensor newton(const Tensor& c, int64_t iterations) {
-  const at::NoTF32Guard full_precision;
-  const auto [trace, s] = normalized(c);
-  auto p = iterations > 0 ? first_step(s) : identity_like(s).expand_as(s);
-  for (int64_t k = 1; k < iterations; ++k) p = next_step(p, p.matmul(p).matmul(p), s);
-  return p * trace.rsqrt();
+  const NewtonSteps steps(c, iterations);
+  return steps.p.back() * steps.trace.rsqrt();
 }
 
+// The steps in reverse; P, Y and R are symmetric.
 Tensor newton_gradient(const Tensor& grad_w, const Tensor& c, int64_t iterations) {
-  const at::NoTF32Guard full_precision;
-  const auto [trace, s] = normalized(c);
+  const auto [trace, s, p, y, r] = NewtonSteps(c, iterations);
   const auto total = [](const Tensor& t) { return t.sum(at::IntArrayRef{-2, -1}, /*keepdim=*/true); };
-  std::vector<Tensor> p{identity_like(s).expand_as(s)}, square{p[0]}, cube{p[0]};
-  for (int64_t k = 1; k <= iterations; ++k) {
-    p.push_back(k == 1 ? first_step(s) : next_step(p.back(), cube.back(), s));
-    if (k == iterations) break;
-    square.push_back(p.back().matmul(p.back()));
-    cube.push_back(square.back().matmul(p.back()));
-  }
-  // P_k = 1.5 P - 0.5 P^3 S with P = P_k-1; P and S are symmetric.
-  auto grad_p = grad_w * trace.rsqrt();
-  Tensor grad_s = grad_p * 0;
-  for (int64_t k = iterations; k > 0; --k) {
-    const auto &q = p[size_t(k - 1)], &q2 = square[size_t(k - 1)], &q3 = cube[size_t(k - 1)];
-    if (k == 1) {
-      grad_s = grad_s - 0.5 * grad_p;
+  Tensor grad_p = grad_w * trace.rsqrt(), grad_y, grad_s = grad_p * 0;
+  for (auto k = size_t(iterations); k-- > 0;) {
+    auto grad_r = k == 0 ? grad_p : grad_p.matmul(p[k]);
+    if (grad_y.defined()) grad_r = at::baddbmm(grad_r, y[k], grad_y), grad_y = grad_y.matmul(r[k]);
+    if (k == 0) {
+      grad_s = grad_y.defined() ? grad_y - 0.5 * grad_r : -0.5 * grad_r;
       break;
     }
-    grad_s = at::baddbmm(grad_s, q3, grad_p, 1, -0.5);
-    const auto by_s = grad_p.matmul(s), left = q.matmul(by_s);
-    grad_p = at::baddbmm(1.5 * grad_p, by_s, q2, 1, -0.5);
-    grad_p = at::baddbmm(grad_p, left, q, 1, -0.5);
-    grad_p = at::baddbmm(grad_p, q, left, 1, -0.5);
+    grad_p = at::baddbmm(r[k].matmul(grad_p), grad_r, y[k], 1, -0.5);
+    const auto of_product = -0.5 * p[k].matmul(grad_r);
+    grad_y = grad_y.defined() ? grad_y + of_product : of_product;
   }
   const auto of_trace = total(grad_s * s) / trace + 0.5 * total(grad_w * p.back()) * trace.rsqrt() / trace;
   return symmetric(grad_s) / trace - of_trace * identity_like(s);
@@ -165,6 +157,7 @@ Tensor or_nan(const Tensor& finite, const Tensor& t) {
 }  // namespace
 
 WhiteningMatrix whitening_matrix(const Tensor& covariance, const WhiteningMethod& method) {
+  const FullPrecision full_precision;
   const auto type = covariance.scalar_type();
   if (method.kind == WhiteningMethod::Newton) {
     const auto c = covariance + method.eps * identity_like(covariance);
@@ -179,6 +172,7 @@ WhiteningMatrix whitening_matrix(const Tensor& covariance, const WhiteningMethod
 }
 
 Tensor covariance_gradient(const Tensor& grad_matrix, const WhiteningMatrix& w, const WhiteningMethod& method) {
+  const FullPrecision full_precision;
   const auto type = grad_matrix.scalar_type();
   if (method.kind == WhiteningMethod::Newton) return newton_gradient(grad_matrix, w.decomposition, method.iterations);
   const auto grad = grad_matrix.to(at::kDouble);

@@ -6,13 +6,12 @@
 //   Pca        W = L^(-1/2) Q'             C = Q L Q', largest eigenvalue first, the largest entry of each column of Q
 //                                          positive
 //   Cholesky   W = inverse of the lower triangular factor of C, with a positive diagonal
-//   Newton     W = P_T / sqrt(tr C)        P_0 = I, P_k+1 = (3 P_k - P_k^3 C / tr C) / 2, which nears C^(-1/2) in T
-//   steps
+//   Newton     W = P_T / sqrt(tr C)        P_0 = I, P_k+1 = (3 P_k - P_k^3 C / tr C) / 2: nearly C^(-1/2) after T steps
 //                                          (Huang et al. 2019, arXiv 1904.03441)
 //
 // The first three go through the eigenvalues of C in double, which are raised to eps where rounding has left them
-// lower: with fewer samples than channels all stays finite. Newton's steps are in the statistics' type, TF32 off. A
-// group whose covariance is not finite gets a matrix of NaN.
+// lower: with fewer samples than channels all stays finite. Newton's steps are in the statistics' type, in a form
+// that does not lose what it has converged to. A group whose covariance is not finite gets a matrix of NaN.
 //
 // Gradients. Of Zca: S G + G S = -W grad_W W with S = C^(1/2), solved in C's eigenvectors, where it divides by
 // s_i + s_j: coinciding eigenvalues do no harm. Pca has no derivative where two eigenvalues coincide, since its axes
@@ -23,9 +22,18 @@
 // few steps of an iteration that has W (or Q) as its fixed point. The value does not move; what autograd makes of k
 // steps is exact up to the k-th derivative, and never divides by a difference of eigenvalues, Pca apart.
 #pragma once
+#include <ATen/Context.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
 #include "common/tensors.h"
 
 namespace torchfastnorm::bindings {
+
+// Matrix products in the type of their factors: neither TF32 nor what autocast would cast them to.
+struct FullPrecision {
+  at::NoTF32Guard no_tf32;
+  c10::impl::ExcludeDispatchKeyGuard no_autocast{c10::autocast_dispatch_keyset};
+};
 
 struct WhiteningMethod {
   enum Kind { Zca, Pca, Newton, Cholesky } kind;

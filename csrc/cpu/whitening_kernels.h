@@ -45,6 +45,17 @@ inline EvenCut even_cut(int64_t count, int64_t largest, int64_t step) {
   return {count, (count + size - 1) / size, size};
 }
 
+// Narrow groups are visited together, one after the other for the same positions: their channels share cache lines.
+struct Visit {
+  int64_t group, part;
+};
+inline Visit visit(int64_t item, int64_t groups, int64_t parts, int64_t width) {
+  const int64_t together = width < 64 ? 64 / width : 1, bundle = item / (together * parts);
+  const int64_t within = item - bundle * together * parts, left = groups - bundle * together;
+  const int64_t size = left < together ? left : together;
+  return {bundle * together + within % size, within / size};
+}
+
 constexpr int64_t kPanelStep = 16;        // positions and channels: a whole number of vectors for every instruction set
 constexpr int64_t kWidestBlock = 128;     // channels: two panels of it stay in the second-level cache
 constexpr int64_t kChunkPanels = 4;       // at least

@@ -120,23 +120,53 @@ struct MomentChunks<ROWS<T>> {
     }
   }
 
-  static void chunk(const Call& call, int64_t group, const BlockPair& pair, int64_t part, const MomentState& state,
-                    Scratch& scratch) {
+  struct Item {
+    int64_t group, part, state;
+    BlockPair pair;
+  };
+  static Item item_at(const Call& call, int64_t index) {
     const WhiteningGeometry& g = call.geometry;
-    const EvenCut panels = even_cut(call.chunks.size_of(part), kPositions, kPanelStep);
+    const Visit at = visit(index, g.groups * call.block_pairs(), call.chunks.parts, g.width);
+    return {at.group / call.block_pairs(), at.part, at.group * call.chunks.parts + at.part,
+            block_pair(call, at.group % call.block_pairs())};
+  }
+  struct Places {
+    PanelPlace u, v;
+  };
+  static Places places_at(const Call& call, const Item& item, int64_t panel) {
+    const EvenCut panels = even_cut(call.chunks.size_of(item.part), kPositions, kPanelStep);
+    const int64_t begin = call.chunks.begin(item.part) + panels.begin(panel), count = panels.size_of(panel);
+    const int64_t channel = item.group * call.geometry.width;
+    return {{channel + item.pair.u_begin, item.pair.u_size, begin, count},
+            {channel + item.pair.v_begin, item.pair.v_size, begin, count}};
+  }
+
+  static void chunk(const Call& call, const Item& item, const Item* next, const MomentState& state, Scratch& scratch) {
+    const WhiteningMoments& a = *call.arguments;
+    const BlockPair& pair = item.pair;
+    const int64_t panels = even_cut(call.chunks.size_of(item.part), kPositions, kPanelStep).parts;
     Panels::clear(scratch.u.panel, pair.u_size, kPositions);
     Panels::clear(scratch.v.panel, pair.v_size, kPositions);
     int64_t before = 0;
-    for (int64_t panel = 0; panel < panels.parts; ++panel) {
-      const int64_t begin = call.chunks.begin(part) + panels.begin(panel), count = panels.size_of(panel);
-      take(call, {group * g.width + pair.u_begin, pair.u_size, begin, count}, call.arguments->u, scratch.u,
-           state.mean_u, before);
-      if (!pair.same)
-        take(call, {group * g.width + pair.v_begin, pair.v_size, begin, count}, call.arguments->v, scratch.v,
-             state.mean_v, before);
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      const Places places = places_at(call, item, panel);
+      const int64_t count = places.u.positions;
+      take(call, places.u, a.u, scratch.u, state.mean_u, before);
+      if (!pair.same) take(call, places.v, a.v, scratch.v, state.mean_v, before);
       const Side& v = pair.same ? scratch.u : scratch.v;
+
+      const bool more = panel + 1 < panels || next;
+      const Places following = panel + 1 < panels ? places_at(call, item, panel + 1)
+                               : more             ? places_at(call, *next, 0)
+                                                  : places;
+      const int64_t calls = product_calls(Panels(), pair.u_size, pair.v_size, count, pair.same);
+      Ahead<Panels, T> ahead_u(call.geometry, following.u, more ? a.u : nullptr, calls);
+      Ahead<Panels, T> ahead_v(call.geometry, following.v, more && !pair.same ? a.v : nullptr, calls);
       panel_products(Panels(), scratch.u.panel, step(pair.u_size), v.panel, step(pair.v_size), pair.u_size, pair.v_size,
-                     count, pair.same, scratch.products, call.stride());
+                     count, pair.same, scratch.products, call.stride(), [&] {
+                       ahead_u.template fetch<false>();
+                       ahead_v.template fetch<false>();
+                     });
       merge_products(pair, state, call.stride(), scratch.products, scratch.u, v, double(before), double(count));
       before += count;
     }
@@ -148,10 +178,9 @@ struct MomentChunks<ROWS<T>> {
     scratch.u.panel = reinterpret_cast<A*>(free);
     scratch.v.panel = reinterpret_cast<A*>(free + panel_bytes(call));
     scratch.products = reinterpret_cast<A*>(free + 2 * panel_bytes(call));
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t part = item % call.chunks.parts, pairs = item / call.chunks.parts;
-      const BlockPair pair = block_pair(call, pairs % call.block_pairs());
-      chunk(call, pairs / call.block_pairs(), pair, part, state_of(call, item, pair.same), scratch);
+    for (int64_t index = begin; index < end; ++index) {
+      const Item item = item_at(call, index), next = item_at(call, index + 1 < end ? index + 1 : index);
+      chunk(call, item, index + 1 < end ? &next : nullptr, state_of(call, item.state, item.pair.same), scratch);
     }
   }
 };

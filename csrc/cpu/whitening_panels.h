@@ -18,10 +18,65 @@ TFN_INLINE void for_overlapping(int64_t count, Body body) {
   if (i < count) body(count - kStep, Whole{});
 }
 
+// f(std::integral_constant of the lesser of count, which is at least 1, and MOST)
+template <int MOST, class F>
+TFN_INLINE void by_count(int64_t count, F f) {
+  if constexpr (MOST > 1)
+    if (count < MOST) return by_count<MOST - 1>(count, f);
+  f(std::integral_constant<int, MOST>());
+}
+
 // The place of a panel in a feature map.
 struct PanelPlace {
   int64_t channel, channels;    // the first one, counted over all groups, and how many
   int64_t position, positions;  // the same
+};
+
+// `count` runs of `elements` each, from element `begin` of a feature map on, `distance` apart. They hold `positions` of
+// a place.
+struct Runs {
+  int64_t begin, elements, distance, count, positions;
+};
+
+// Brings the cache lines of a place near, a few at a time, while something else is computed: memory is then read during
+// the arithmetic, and not between. SHARES is how many calls are foreseen.
+template <class PANELS, class T>
+class Ahead {
+ public:
+  Ahead(const WhiteningGeometry& g, const PanelPlace& place, const void* data, int64_t shares)
+      : geometry_(g), place_(place), data_(static_cast<const T*>(data)) {
+    if (!data) place_.positions = 0;
+    const int64_t elements = place_.channels * place_.positions;
+    share_ = (elements + kLine * shares - 1) / (kLine * shares);
+    next();
+  }
+  template <bool WRITE>
+  TFN_INLINE void fetch() {
+    for (int64_t i = 0; i < share_ && runs_.count > 0; ++i) {
+      if constexpr (WRITE)
+        __builtin_prefetch(data_ + runs_.begin + offset_, 1);
+      else
+        __builtin_prefetch(data_ + runs_.begin + offset_, 0, 2);  // to the second level: the first is in use
+      offset_ += kLine;
+      if (offset_ < runs_.elements) continue;
+      offset_ = 0;
+      runs_.begin += runs_.distance;
+      if (--runs_.count == 0) next();
+    }
+  }
+
+ private:
+  static constexpr int64_t kLine = 64 / int64_t(sizeof(T));
+  void next() {
+    runs_ = {};
+    if (done_ < place_.positions) runs_ = PANELS::runs(geometry_, place_, done_);
+    done_ += runs_.positions;
+  }
+  const WhiteningGeometry& geometry_;
+  PanelPlace place_;
+  const T* data_;
+  Runs runs_;
+  int64_t share_ = 0, offset_ = 0, done_ = 0;
 };
 
 template <class T>
@@ -37,16 +92,20 @@ struct ChannelRows {
     return rounded_up(channels, kPanelStep) * stride(channels, positions);
   }
 
-  // body(offset of the run in x, channel in the panel, position in the panel, count), samples outermost: memory is read
-  // in order where planes are short.
+  // Of one sample, of every channel: memory is read in order where planes are short.
+  static Runs runs(const WhiteningGeometry& g, const PanelPlace& place, int64_t done) {
+    const int64_t sample = (place.position + done) / g.spatial, begin = (place.position + done) % g.spatial;
+    const int64_t left = place.positions - done, count = g.spatial - begin < left ? g.spatial - begin : left;
+    return {(sample * g.channels + place.channel) * g.spatial + begin, count, g.spatial, place.channels, count};
+  }
+  // body(offset of the run in x, channel in the panel, position in the panel, count)
   template <class Body>
   static TFN_INLINE void for_runs(const WhiteningGeometry& g, const PanelPlace& place, Body body) {
     for (int64_t done = 0; done < place.positions;) {
-      const int64_t sample = (place.position + done) / g.spatial, begin = (place.position + done) % g.spatial;
-      const int64_t left = place.positions - done, count = g.spatial - begin < left ? g.spatial - begin : left;
-      for (int64_t channel = 0; channel < place.channels; ++channel)
-        body((sample * g.channels + place.channel + channel) * g.spatial + begin, channel, done, count);
-      done += count;
+      const Runs some = runs(g, place, done);
+      for (int64_t channel = 0; channel < some.count; ++channel)
+        body(some.begin + channel * some.distance, channel, done, some.elements);
+      done += some.positions;
     }
   }
 
@@ -63,14 +122,11 @@ struct ChannelRows {
     if (last < place.positions)
       for (int64_t channel = 0; channel < place.channels; ++channel)
         store(panel + channel * step + last, Vector<A>{}, Whole{});
-    // What follows in the plane is the next panel's.
-    const int64_t ahead = place.positions * int64_t(sizeof(T));
     for_runs(g, place, [=](int64_t offset, int64_t channel, int64_t position, int64_t count) {
       const T* const from = x + offset;
       A* const to = panel + channel * step + position;
       const Vector<A> around = splat(shift ? shift[channel] : A(0));
       for_overlapping<A>(count, [=](int64_t i, auto lanes) __attribute__((always_inline)) {
-        fetch_to_read(from + i, ahead);
         store(to + i, load(from + i, lanes) - around, lanes);
       });
     });
@@ -112,6 +168,10 @@ struct PositionRows {
   static int64_t stride(int64_t channels, int64_t) { return rounded_up(channels, kPanelStep); }
   static int64_t size(int64_t channels, int64_t positions) { return positions * stride(channels, positions); }
 
+  static Runs runs(const WhiteningGeometry& g, const PanelPlace& place, int64_t) {
+    return {place.position * g.channels + place.channel, place.channels, g.channels, place.positions, place.positions};
+  }
+
   // Columns beyond the last channel are zero.
   static void clear(A* panel, int64_t channels, int64_t positions) {
     const int64_t step = stride(channels, positions);
@@ -121,23 +181,25 @@ struct PositionRows {
 
   static __attribute__((noinline)) void pack(const WhiteningGeometry& g, const PanelPlace& place, const T* x,
                                              const A* shift, A* panel, int64_t step) {
-    const int64_t ahead = place.positions * g.channels * int64_t(sizeof(T));
     const T* from = x + place.position * g.channels + place.channel;
     for (int64_t position = 0; position < place.positions; ++position, from += g.channels, panel += step)
       for_overlapping<A>(place.channels, [=](int64_t i, auto lanes) __attribute__((always_inline)) {
-        fetch_to_read(from + i, ahead);
         const Vector<A> v = load(from + i, lanes);
         store(panel + i, shift ? v - load(shift + i, lanes) : v, lanes);
       });
   }
 
   static __attribute__((noinline)) void sums(const A* panel, int64_t step, const PanelPlace& place, double* sums) {
-    for (int64_t c = 0; c < place.channels; c += kLanes<A>) {
-      Vector<A> all{};
-      for (int64_t position = 0; position < place.positions; ++position)
-        all += load(panel + position * step + c, Whole{});
-      for (int64_t i = 0; i < kLanes<A> && c + i < place.channels; ++i) sums[c + i] = double(all[i]);
-    }
+    for (int64_t c = 0; c < place.channels; c += 4 * kLanes<A>)
+      by_count<4>((place.channels - c + kLanes<A> - 1) / kLanes<A>, [&](auto vectors) {
+        Vector<A> all[vectors] = {};
+        for (int64_t position = 0; position < place.positions; ++position)
+          repeat<vectors>([&](auto v) __attribute__((always_inline)) {
+            all[v] += load(panel + position * step + c + v * kLanes<A>, Whole{});
+          });
+        for (int64_t i = 0; i < vectors * kLanes<A> && c + i < place.channels; ++i)
+          sums[c + i] = double(all[i / kLanes<A>][i % kLanes<A>]);
+      });
   }
 
   static __attribute__((noinline)) void unpack(const WhiteningGeometry& g, const PanelPlace& place, const A* panel,

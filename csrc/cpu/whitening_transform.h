@@ -60,29 +60,50 @@ struct TransformPanels<ROWS<T>> {
       }
   }
 
+  static PanelPlace place_at(const Call& call, int64_t item) {
+    const WhiteningGeometry& g = call.geometry;
+    const Visit at = visit(item, g.groups, call.panels.parts, g.width);
+    return {at.group * g.width, g.width, call.panels.begin(at.part), call.panels.size_of(at.part)};
+  }
+
+  // y, the panel, from the terms. Their products are formed a part of the depth at a time, so that what a column of
+  // tiles has in common stays in the first-level cache.
+  template <class Meanwhile>
   static __attribute__((noinline)) void multiply(const Call& call, const Term* terms, int count, const A* shift,
-                                                 int64_t positions, A* y) {
+                                                 int64_t positions, A* y, Meanwhile meanwhile) {
     const int64_t width = call.geometry.width, panel_row = step(call), row = matrix_row(call);
     const int64_t rows = kChannelsFirst ? width : positions, columns = kChannelsFirst ? positions : width;
-    for_tiles<A>(rows, columns, [=](int64_t r, int64_t c, auto some, auto vectors) {
-      Tile<A, some, vectors> tile;
-      for (const Term* term = terms; term < terms + count; ++term) {
-        if constexpr (kChannelsFirst)
-          tile.add_products({term->matrix + r * row, row, 1}, term->panel + c, panel_row, width);
-        else
-          tile.add_products({term->panel + r * panel_row, panel_row, 1}, term->matrix + c, row, width);
-      }
-      tile.each([=](int64_t i, int64_t j, Vector<A> sums) __attribute__((always_inline)) {
-        if (shift) {
+    for (const Term* term = terms; term < terms + count; ++term)
+      for (int64_t k = 0; k < width; k += kMostDepth) {
+        const int64_t depth = width - k < kMostDepth ? width - k : kMostDepth;
+        const bool first = term == terms && k == 0, last = term + 1 == terms + count && k + depth == width;
+        const A *const matrix = term->matrix, *const panel = term->panel;
+        for_tiles<A>(rows, columns, [=, &meanwhile](int64_t r, int64_t c, auto some, auto vectors) {
+          meanwhile();
+          Tile<A, some, vectors> tile;
+          A* const to = y + r * panel_row + c;
+          tile.begin(!first, to, panel_row);
           if constexpr (kChannelsFirst)
-            sums += splat(shift[r + i]);
+            tile.add_products({matrix + r * row + k, row, 1}, panel + k * panel_row + c, panel_row, depth);
           else
-            sums +=
-                c + j + kLanes<A> <= width ? load(shift + c + j, Whole{}) : load(shift + c + j, Part{width - c - j});
-        }
-        store(y + (r + i) * panel_row + c + j, sums, Whole{});
-      });
-    });
+            tile.add_products({panel + r * panel_row + k, panel_row, 1}, matrix + k * row + c, row, depth);
+          if (last && shift)
+            tile.each([=](int64_t i, int64_t j, Vector<A>& sums) __attribute__((always_inline)) {
+              if constexpr (kChannelsFirst)
+                sums += splat(shift[r + i]);
+              else if (c + j + kLanes<A> <= width)
+                sums += load(shift + c + j, Whole{});
+              else
+                sums += load(shift + c + j, Part{width - c - j});
+            });
+          tile.end(to, panel_row);
+        });
+      }
+  }
+  static int64_t multiply_calls(const Call& call, int64_t positions) {
+    const int64_t width = call.geometry.width;
+    return tile_count<A>(kChannelsFirst ? width : positions, kChannelsFirst ? positions : width) *
+           ((width + kMostDepth - 1) / kMostDepth) * (call.arguments->v ? 2 : 1);
   }
 
   static void panels(const Call& call, int64_t begin, int64_t end, void* memory) {
@@ -96,20 +117,34 @@ struct TransformPanels<ROWS<T>> {
     A* const panel_u = reinterpret_cast<A*>(free + panel_bytes(call));
     A* const panel_v = reinterpret_cast<A*>(free + 2 * panel_bytes(call));
     for (int64_t item = begin; item < end; ++item) {
-      const int64_t group = item / call.panels.parts, panel = item % call.panels.parts, channel = group * g.width;
+      const PanelPlace place = place_at(call, item);
+      const int64_t channel = place.channel, group = channel / g.width;
       const auto matrix = [&](const void* given, bool second) -> const A* {
         return kChannelsFirst ? of_group(given, group * g.width * g.width) : transposed(call, group, second);
       };
-      const PanelPlace place{channel, g.width, call.panels.begin(panel), call.panels.size_of(panel)};
       const int count = a.v ? 2 : 1;
       const Term terms[2] = {{a.u, of_group(a.mean_u, channel), matrix(a.matrix_u, false), panel_u},
                              {a.v, of_group(a.mean_v, channel), a.v ? matrix(a.matrix_v, true) : nullptr, panel_v}};
       for (int term = 0; term < count; ++term)
         Panels::pack(g, place, static_cast<const T*>(terms[term].x), terms[term].mean, terms[term].panel, step(call));
-      multiply(call, terms, count, of_group(a.shift, channel), place.positions, y);
+
+      const bool more = item + 1 < end;
+      const PanelPlace following = place_at(call, more ? item + 1 : item);
+      const int64_t calls = multiply_calls(call, place.positions);
+      Ahead<Panels, T> ahead_u(g, following, more ? a.u : nullptr, calls),
+          ahead_v(g, following, more ? a.v : nullptr, calls);
+      Ahead<Panels, T> ahead_y(g, place, a.y, calls);
+      multiply(call, terms, count, of_group(a.shift, channel), place.positions, y, [&] {
+        ahead_u.template fetch<false>();
+        ahead_v.template fetch<false>();
+        ahead_y.template fetch<true>();
+      });
       Panels::unpack(g, place, y, step(call), static_cast<T*>(a.y));
     }
   }
+
+ private:
+  static constexpr int64_t kMostDepth = 128;
 };
 
 inline WhiteningTransformKernels whitening_transform_kernels(const WhiteningTransformCall& call) {

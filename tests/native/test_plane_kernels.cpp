@@ -17,6 +17,7 @@
 #include "interface/backend.h"
 #include "interface/plane_plan.h"
 #include "math/activation.h"
+#include "tensor.h"
 
 using namespace torchfastnorm;
 
@@ -85,44 +86,6 @@ const Case kCases[] = {
     {"instance, grid of tiles, double", Instance, Last, D, D, 2, 5, 4000, 1, None, 0, 0, 0, 1, 0, 0,
      device(0, 60 * 1024), Grid},
 };
-
-// ---- tensors of a type known at run time
-
-struct Tensor {
-  DType type;
-  int64_t count, misaligned;
-  std::vector<unsigned char> memory;
-  static constexpr int64_t kGuard = 64;
-
-  Tensor(DType type, int64_t count, int64_t misaligned = 0)
-      : type(type),
-        count(count),
-        misaligned(misaligned),
-        memory(size_t((count + misaligned) * size_of(type) + 2 * kGuard + 16), 0xA5) {}
-  unsigned char* data() {
-    const auto begin = reinterpret_cast<uintptr_t>(memory.data()) + kGuard;
-    return reinterpret_cast<unsigned char*>((begin + 15) / 16 * 16) + misaligned * size_of(type);
-  }
-  double get(int64_t i) {
-    double value = 0;
-    cuda::with_type(type, [&](auto* t) { value = double(cuda::widen(reinterpret_cast<decltype(t)>(data())[i])); });
-    return value;
-  }
-  void set(int64_t i, double value) {
-    cuda::with_type(type, [&](auto* t) {
-      using E = std::remove_pointer_t<decltype(t)>;
-      reinterpret_cast<E*>(data())[i] = cuda::narrow<E>(cuda::Accumulator<E>(value));
-    });
-  }
-  bool untouched_outside() {
-    const unsigned char *const begin = data(), *const end = begin + count * size_of(type);
-    for (const unsigned char* p = memory.data(); p < memory.data() + memory.size(); p++)
-      if ((p < begin || p >= end) && *p != 0xA5) return false;
-    return true;
-  }
-};
-
-double epsilon(DType type) { return type == D ? 0x1p-52 : type == F ? 0x1p-23 : type == H ? 0x1p-10 : 0x1p-7; }
 
 struct Functions {
   decltype(Backend::batch_norm_forward_workspace) forward_workspace;

@@ -12,11 +12,12 @@ import pytest
 
 pytestmark = pytest.mark.skipif(native_build.why_not() is not None, reason=str(native_build.why_not()))
 
-NEEDS_KERNELS = {"test_row_norm", "test_plane_kernels"}
+NEEDS_KERNELS = {"test_row_norm", "test_plane_kernels", "test_whitening_kernels"}
+PROGRAMS = ["test_reduce", "test_vector_access", "test_matrix_multiply", *sorted(NEEDS_KERNELS)]
 
 
 @pytest.mark.parametrize("variant", native_build.VARIANTS)
-@pytest.mark.parametrize("name", ["test_reduce", "test_vector_access", "test_row_norm", "test_plane_kernels"])
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_program(name: str, variant: str) -> None:
     sources = [native_build.NATIVE / f"{name}.cpp", *(native_build.cuda_sources() if name in NEEDS_KERNELS else [])]
     program = native_build.build(name, sources, variant, program=True)

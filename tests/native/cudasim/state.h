@@ -55,7 +55,7 @@ struct Barrier {
   }
 };
 
-enum class WarpOp : uint8_t { none, sync, shuffle, ballot };
+enum class WarpOp : uint8_t { none, sync, shuffle, ballot, collective };
 
 struct Warp {  // what each lane that waits in a warp operation brought along
   uint32_t arrived = 0;
@@ -63,6 +63,7 @@ struct Warp {  // what each lane that waits in a warp operation brought along
   WarpOp op[32];
   uint8_t source[32];
   uint64_t value[32], result[32];
+  void (*work)(void* const (&lanes)[32]);  // of WarpOp::collective
   Fiber* fiber[32];
   EdgeAddress edge;
   uint64_t generation = 0;

@@ -72,11 +72,25 @@ inline uint64_t warp_operation(WarpOp op, uint32_t mask, uint64_t value, unsigne
       if (warp.op[other] != op) fail(std::string(what) + ": lanes of one mask are in different operations", where);
     }
     warp.generation++;
+    if (op == WarpOp::collective) {
+      void* all[32];
+      for (int i = 0; i < 32; i++) all[i] = reinterpret_cast<void*>(warp.value[i]);
+      warp.work(all);
+    }
     complete(warp, mask, what, where);
   }
   wait_for(what, where);
   if (op == WarpOp::sync) acquire(edge);
   return warp.result[lane];
+}
+
+// An instruction that all 32 lanes execute together: `work` gets what each of them brings, and leaves each lane's
+// result there. It runs once, when the last lane has arrived.
+inline void warp_collective(void* mine, void (*work)(void* const (&lanes)[32]), const char* what,
+                            Location where = Location::current()) {
+  Quiet quiet;
+  g.current->block->warps[g.current->warp].work = work;
+  warp_operation(WarpOp::collective, 0xffffffffu, reinterpret_cast<uint64_t>(mine), 0, what, where);
 }
 
 template <class T>

@@ -1,0 +1,261 @@
+// The whitening kernels of csrc/cuda through their entry points, without torch: every type, layout and kind of tile,
+// against plain loops in double precision; the same bits under every order of threads; covariances symmetric to the
+// bit; transformed positions that depend on no other; nothing written outside.
+//   test_whitening_kernels                    all cases
+//   test_whitening_kernels few                one order, each shape once or twice
+//   test_whitening_kernels fewest             the smaller half of them
+//   test_whitening_kernels case [order seed]  the case of that number, forward | reverse | random
+#include <cmath>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "interface/backend.h"
+#include "interface/whitening_plan.h"
+#include "tensor.h"
+
+using namespace torchfastnorm;
+
+namespace {
+
+constexpr DType F = DType::Float, D = DType::Double, H = DType::Half, B = DType::BFloat16;
+constexpr Layout First = Layout::ChannelsFirst, Last = Layout::ChannelsLast;
+
+struct Shape {
+  int64_t samples, width, groups, spatial;
+  int64_t least_slabs = 1;
+};
+const Shape kShapes[] = {
+    // small ones first: "fewest" runs these
+    {3, 1, 5, 7},
+    {2, 3, 12, 49},
+    {5, 8, 5, 49},
+    {1, 17, 2, 64},
+    {4, 33, 1, 7},
+    {2, 65, 1, 49},
+    {37, 24, 2, 1},
+    // and the others
+    {2, 16, 3, 64},
+    {5, 32, 2, 49},
+    {1, 1, 40, 200},
+    {3, 64, 2, 49},
+    {1, 100, 2, 64},
+    {4, 130, 1, 7},
+    {300, 40, 1, 1},
+    {5, 64, 1, 500, 2},
+    {5, 16, 2, 1500, 2},
+    {5, 70, 1, 450, 2},
+    {9, 3, 30, 333},
+};
+constexpr int kFewest = 7;
+
+struct Case {
+  Shape shape;
+  Layout layout;
+  DType type;
+  bool two;            // v is another tensor
+  int64_t misaligned;  // elements before the first, in every tensor
+  double mean = 0.5;
+
+  std::string what() const {
+    return std::to_string(shape.samples) + " x " + std::to_string(shape.groups) + " groups of " +
+           std::to_string(shape.width) + " x " + std::to_string(shape.spatial) +
+           (layout == First ? ", planes" : ", channels last") + ", type " + std::to_string(int(type)) +
+           (two ? ", two tensors" : "") + ", at element " + std::to_string(misaligned) + ", mean " +
+           std::to_string(mean);
+  }
+};
+
+std::vector<Case> all_cases() {
+  std::vector<Case> cases;
+  for (const Shape& shape : kShapes)
+    for (Layout layout : {First, Last})
+      for (DType type : {F, D, H, B})
+        for (bool two : {false, true}) cases.push_back({shape, layout, type, two, two ? 1 : 0});
+  for (Layout layout : {First, Last})
+    for (bool two : {false, true}) cases.push_back({{4, 20, 3, 900}, layout, F, two, 3, 1e4});
+  return cases;
+}
+
+struct Run {
+  std::vector<Tensor> moments, transform;
+};
+
+struct Errors {  // the greatest of each kind, in units of what is allowed
+  double mean = 0, moment = 0, y = 0;
+} worst;
+
+Run run(const Case& c, bool check) {
+  std::mt19937 bits(unsigned(c.shape.width * 100 + c.shape.spatial));
+  std::normal_distribution<double> normal(0, 1);
+  const int64_t samples = c.shape.samples, width = c.shape.width, groups = c.shape.groups, spatial = c.shape.spatial,
+                channels = width * groups, elements = samples * channels * spatial, positions = samples * spatial;
+  const PlaneShape shape{samples, channels, spatial, groups, c.layout};
+  const DType stat = accumulator_of(c.type);
+  const auto tensor = [&](DType type, int64_t count, double mean) {
+    Tensor t(type, count, c.misaligned);
+    for (int64_t i = 0; i < count; i++) t.set(i, mean + normal(bits));
+    return t;
+  };
+  Tensor u = tensor(c.type, elements, c.mean), v = tensor(c.type, elements, -c.mean),
+         matrix_u = tensor(stat, groups * width * width, 0), matrix_v = tensor(stat, groups * width * width, 0),
+         shift = tensor(stat, channels, 0);
+  Tensor mean_u(stat, channels, c.misaligned), mean_v(stat, channels, c.misaligned),
+      moments(stat, groups * width * width, c.misaligned), y(c.type, elements, c.misaligned);
+
+  WhiteningMoments m{};
+  m.u = u.data();
+  m.v = c.two ? v.data() : u.data();
+  m.mean_u = mean_u.data();
+  m.mean_v = c.two ? mean_v.data() : nullptr;
+  m.moments = moments.data();
+  m.shape = shape;
+  m.type = c.type;
+  std::vector<double> space(size_t(cuda::batch_whitening_moments_workspace(m) + 7) / 8 + 1, std::nan(""));
+  auto* aligned = reinterpret_cast<unsigned char*>(space.data());
+  m.workspace = aligned + (reinterpret_cast<uintptr_t>(aligned) % 16 ? 8 : 0);
+  cuda::batch_whitening_moments(m, nullptr);
+
+  WhiteningTransform t{};
+  t.u = u.data();
+  t.v = c.two ? v.data() : nullptr;
+  t.matrix_u = matrix_u.data();
+  t.matrix_v = c.two ? matrix_v.data() : nullptr;
+  t.mean_u = mean_u.data();
+  t.mean_v = c.two && groups > 1 ? mean_v.data() : nullptr;
+  t.shift = spatial != 7 ? shift.data() : nullptr;
+  t.y = y.data();
+  t.shape = shape;
+  t.type = c.type;
+  cuda::batch_whitening_transform(t, nullptr);
+
+  Run result{{mean_u, mean_v, moments}, {y}};
+  for (auto* outputs : {&result.moments, &result.transform})
+    for (Tensor& output : *outputs) CHECK(output.untouched_outside()) << c.what() << ": writes outside";
+  if (!check) return result;
+
+  // Plain loops, from values unpacked once: [channel][position]. Sums over positions in more than double, which is a
+  // type that is tested.
+  const auto unpacked = [&](Tensor& x) {
+    std::vector<double> values(static_cast<size_t>(elements));
+    for (int64_t n = 0; n < samples; n++)
+      for (int64_t channel = 0; channel < channels; channel++)
+        for (int64_t s = 0; s < spatial; s++)
+          values[size_t(channel * positions + n * spatial + s)] = x.get(
+              c.layout == First ? (n * channels + channel) * spatial + s : (n * spatial + s) * channels + channel);
+    return values;
+  };
+  const auto means_of = [&](const std::vector<double>& values) {
+    std::vector<double> means;
+    for (int64_t channel = 0; channel < channels; channel++) {
+      long double sum = 0;
+      for (int64_t p = 0; p < positions; p++) sum += values[size_t(channel * positions + p)];
+      means.push_back(double(sum / positions));
+    }
+    return means;
+  };
+  const std::vector<double> us = unpacked(u), vs = c.two ? unpacked(v) : us, ys = unpacked(y);
+  const std::vector<double> means_u = means_of(us), means_v = means_of(vs);
+  const double unit = epsilon(stat);
+  const auto close = [&](const char* what, int64_t i, double ours, double expected, double allowed, double& most) {
+    most = std::max(most, std::abs(ours - expected) / allowed);
+    CHECK(std::abs(ours - expected) <= allowed)
+        << c.what() << ": " << what << "[" << i << "] = " << ours << ", not " << expected;
+  };
+  for (int64_t channel = 0; channel < channels; channel++) {
+    const double size = std::abs(c.mean) + 1;
+    close("mean_u", channel, mean_u.get(channel), means_u[size_t(channel)], 2 * unit * size, worst.mean);
+    if (c.two) close("mean_v", channel, mean_v.get(channel), means_v[size_t(channel)], 2 * unit * size, worst.mean);
+  }
+  for (int64_t group = 0; group < groups; group++)
+    for (int64_t i = 0; i < width; i++)
+      for (int64_t j = 0; j < width; j++) {
+        const int64_t row = group * width + i, col = group * width + j, at = (group * width + i) * width + j;
+        long double sum = 0, size = 0;
+        for (int64_t p = 0; p < positions; p++) {
+          const double product = (us[size_t(row * positions + p)] - means_u[size_t(row)]) *
+                                 (vs[size_t(col * positions + p)] - means_v[size_t(col)]);
+          sum += product, size += std::abs(product);
+        }
+        close("moments", at, moments.get(at), double(sum / positions), 8 * unit * (double(size / positions) + 0.1),
+              worst.moment);
+        if (!c.two)
+          CHECK(moments.get(at) == moments.get((group * width + j) * width + i)) << c.what() << ": not symmetric";
+      }
+  for (int64_t channel = 0; channel < channels; channel++) {
+    const int64_t group = channel / width, i = channel % width;
+    const double bias = t.shift != nullptr ? shift.get(channel) : 0;
+    std::vector<double> row_u, row_v;
+    for (int64_t j = 0; j < width; j++) {
+      row_u.push_back(matrix_u.get((group * width + i) * width + j));
+      row_v.push_back(c.two ? matrix_v.get((group * width + i) * width + j) : 0);
+    }
+    for (int64_t p = 0; p < positions; p++) {
+      double sum = bias, size = std::abs(bias);
+      for (int64_t j = 0; j < width; j++) {
+        const int64_t k = group * width + j;
+        const double of_u = row_u[size_t(j)] * (us[size_t(k * positions + p)] - mean_u.get(k));
+        const double of_v = row_v[size_t(j)] * (vs[size_t(k * positions + p)] - (t.mean_v ? mean_v.get(k) : 0));
+        sum += of_u + of_v, size += std::abs(of_u) + std::abs(of_v);
+      }
+      const double allowed = 0.51 * epsilon(c.type) * std::abs(sum) + 4 * unit * size + 1e-7 * (c.type == H);
+      close("y", channel * positions + p, ys[size_t(channel * positions + p)], sum, allowed, worst.y);
+    }
+  }
+  return result;
+}
+
+bool same(std::vector<Tensor>& a, std::vector<Tensor>& b) {
+  for (size_t i = 0; i < a.size(); i++)
+    if (a[i].memory != b[i].memory) return false;
+  return true;
+}
+
+void run_case(const Case& c, bool few) {
+  cudasim::options() = {};
+  cudasim::options().sm_count = 2;
+  const PlaneShape shape{c.shape.samples, c.shape.width * c.shape.groups, c.shape.spatial, c.shape.groups, c.layout};
+  const WhiteningPlan plan = plan_whitening_moments({shape, c.type, c.two}, cuda::device_limits());
+  CHECK(plan.slabs >= c.shape.least_slabs) << c.what() << ": " << plan.slabs << " slabs";
+  Run first = run(c, true);
+  if (few) return;
+  for (const auto order : {cudasim::Order::reverse, cudasim::Order::random}) {
+    cudasim::options().order = order;
+    Run again = run(c, false);
+    CHECK(same(first.moments, again.moments) && same(first.transform, again.transform))
+        << c.what() << ": depends on the order of threads";
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::string what = argc > 1 ? argv[1] : "all";
+  const std::vector<Case> cases = all_cases();
+  if (what == "all" || what == "few" || what == "fewest") {
+    // Of each shape 16 cases; the thinned sets take one or two of them, others for every shape.
+    for (size_t i = 0; i < cases.size(); i++) {
+      const size_t shape = i / 16;
+      if (what == "fewest" && (shape >= kFewest || i % 16 != shape * 5 % 16)) continue;
+      if (what == "few" && shape < std::size(kShapes) && i % 16 != shape * 5 % 16 && i % 16 != (shape * 5 + 9) % 16)
+        continue;
+      run_case(cases[i], what != "all");
+    }
+    std::cout << "greatest errors, as shares of what is allowed: mean " << worst.mean << ", moment " << worst.moment
+              << ", y " << worst.y << std::endl;
+  } else {
+    const Case& c = cases[size_t(std::stoi(what)) % cases.size()];
+    if (argc > 3) {
+      const std::string order = argv[2];
+      cudasim::options().order = order == "reverse"  ? cudasim::Order::reverse
+                                 : order == "random" ? cudasim::Order::random
+                                                     : cudasim::Order::forward;
+      cudasim::options().seed = uint64_t(std::stoi(argv[3]));
+    }
+    std::cout << c.what() << std::endl;
+    run(c, true);
+    std::cout << cudasim::counters_as_json() << std::endl;
+  }
+  return Check::report();
+}
