@@ -63,7 +63,8 @@ def _force(kernel: str, choice: Choice | None) -> None:
         _forced.pop(kernel, None)
         _C.release_plan(KERNELS.index(kernel))
     else:
-        _C.force_plan(KERNELS.index(kernel), *choice.numbers(kernel))
+        numbers = choice.numbers(kernel)
+        _C.force_plan(KERNELS.index(kernel), *numbers)
         _forced[kernel] = choice
 
 

@@ -96,7 +96,9 @@ bool plan_cluster(const PlaneProblem& problem, const Extent& extent, const Devic
     cut_planes(problem, extent, plan);
     const int64_t pieces = (problem.sets == Sets::Batch ? shape.samples : extent.width) * plan.chunks;
     const int64_t per_round = pieces_per_round(plan);
+    // Blocks that share a task share one set.
     plan.sets_per_task = std::clamp<int64_t>(per_round / pieces, 1, std::min<int64_t>(most_sets_per_task, sets));
+    if (problem.choice.cluster > 1) plan.sets_per_task = 1;
     if (!share_task(problem, extent, device, plan.sets_per_task * pieces, per_round, plan)) return false;
     plan.tasks = ceil_div(sets, plan.sets_per_task);
   } else {
