@@ -163,16 +163,18 @@ def test_opcheck(backend: TestBackend, training: bool) -> None:
 
 
 def test_opcheck_of_the_inner_ops(backend: TestBackend) -> None:
-    for method, wanted in (("zca", (True, True, True)), ("iternorm", (True, False, False))):
-        own, twice = case(backend), method == "zca"
+    """Backward with a graph of its own is a formula, which is not traced here: it takes long."""
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+    for method, twice in (("zca", False), ("iternorm", True)):
+        own = case(backend)
         tensors = (own["input"], None, None, own["weight"], own["bias"])
         options = (True, 0.1, 1e-3, 3, method, 5)
         opcheck(NAMESPACE.whitening_forward.default, (*tensors, *options))
         opcheck(NAMESPACE.whitening_forward_with_update.default, (*own.values(), *options))
         y, *saved = NAMESPACE.whitening_forward(*tensors, *options)
         grad_y, x = torch.ones_like(y).requires_grad_(twice), own["input"].requires_grad_(twice)
-        arguments = (grad_y, x, *saved, own["weight"], True, 1e-3, 3, method, 5, torch.float32, wanted)
-        opcheck(NAMESPACE.whitening_backward.default, arguments)
+        arguments = (grad_y, x, *saved, own["weight"], True, 1e-3, 3, method, 5, torch.float32, (True, twice, twice))
+        opcheck(NAMESPACE.whitening_backward.default, arguments, test_utils=checks[: 3 if twice else 4])
 
 
 @all_layouts
@@ -183,7 +185,8 @@ def test_meta_and_fake_tensors(backend: TestBackend, layout: str, training: bool
         for method in METHODS:
             options = {"training": training, "num_channels": 3, "method": method}
             own = make((max(shape[0], 1), *shape[1:]), 3, torch.bfloat16, backend, layout, {"weight": torch.float32})
-            own["input"] = in_layout(own["input"][: shape[0]].clone(), layout)
+            if shape[0] == 0:
+                own["input"] = in_layout(torch.empty(shape, dtype=torch.bfloat16, device=backend.device), layout)
             real = results_of(batch_whitening, own, **options)
             with FakeTensorMode() as mode:
                 fake = results_of(batch_whitening, {name: mode.from_tensor(t) for name, t in own.items()}, **options)

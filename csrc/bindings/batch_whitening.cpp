@@ -10,6 +10,8 @@ using Signature = Tensor(const Tensor& x, const OptTensor& running_mean, const O
                          int64_t num_channels, std::string_view method, int64_t iterations);
 
 Tensor call(const WhiteningInputs& in) {
+  // Here already: under a transform of torch.func, all operations meet the state that this call met.
+  const FullPrecision full_precision;
   static const auto plain = find_op<Signature>("batch_whitening");
   static const auto with_update = find_op<Signature>("batch_whitening_with_update");
   return (in.updates() ? with_update : plain)

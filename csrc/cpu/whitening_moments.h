@@ -190,28 +190,34 @@ template <class A>
 __attribute__((noinline)) void finish_row(const WhiteningMomentsCall& call, int64_t pairs, const BlockPair& pair,
                                           int64_t i) {
   const WhiteningMoments& a = *call.arguments;
-  const int64_t width = call.geometry.width, group = pairs / call.block_pairs(), first = pair.same ? i : 0;
-  double row[kWidestBlock] = {}, mean_v[kWidestBlock] = {}, mean_u = 0, before = 0;
+  const int64_t width = call.geometry.width, group = pairs / call.block_pairs();
+  const int64_t first = pair.same ? i : 0, channel = pair.u_begin + i;
+  A* const moments = static_cast<A*>(a.moments) + group * width * width;
+  A* const to = moments + channel * width + pair.v_begin;
+  double row[kWidestBlock], mean_v[kWidestBlock], mean_u = 0, before = 0;
   for (int64_t part = 0; part < call.chunks.parts; ++part) {
     const MomentState state = state_of(call, pairs * call.chunks.parts + part, pair.same);
     const double* const products = state.products + i * call.stride();
     const double count = double(call.chunks.size_of(part)), share = count / (before + count);
-    const double distance_u = state.mean_u[i] - mean_u;
-    for (int64_t j = first; j < pair.v_size; ++j) {
-      const double distance = state.mean_v[j] - mean_v[j];
-      row[j] += products[j] + before * share * distance_u * distance;
-      mean_v[j] += share * distance;
+    if (part == 0) {
+      mean_u = state.mean_u[i];
+      std::memcpy(mean_v, state.mean_v, size_t(pair.v_size) * sizeof(double));
+      std::memcpy(row, products, size_t(pair.v_size) * sizeof(double));
+    } else {
+      const double distance_u = state.mean_u[i] - mean_u, weight = before * share * distance_u;
+      for (int64_t j = first; j < pair.v_size; ++j) {
+        const double distance = state.mean_v[j] - mean_v[j];
+        row[j] += products[j] + weight * distance;
+        mean_v[j] += share * distance;
+      }
+      mean_u += share * distance_u;
     }
-    mean_u += share * distance_u;
     before += count;
   }
-  A* const moments = static_cast<A*>(a.moments) + group * width * width;
-  const int64_t channel = pair.u_begin + i;
-  for (int64_t j = first; j < pair.v_size; ++j) {
-    const A value = A(row[j] / before);
-    moments[channel * width + pair.v_begin + j] = value;
-    if (call.symmetric()) moments[(pair.v_begin + j) * width + channel] = value;
-  }
+  const double inverse = 1 / before;
+  for (int64_t j = first; j < pair.v_size; ++j) to[j] = A(row[j] * inverse);
+  if (call.symmetric())
+    for (int64_t j = first; j < pair.v_size; ++j) moments[(pair.v_begin + j) * width + channel] = to[j];
   if (pair.u != pair.v) return;
   static_cast<A*>(a.mean_u)[group * width + channel] = A(mean_u);
   if (a.mean_v) static_cast<A*>(a.mean_v)[group * width + channel] = A(mean_v[i]);

@@ -98,12 +98,11 @@ struct MomentsShared {
   using A = Accumulator<T>;
   static constexpr Operand operand = P::planes ? Operand::Along : Operand::Across;
   static constexpr int pitch = pitch_of<A>(operand, P::length), panel_values = P::rows * pitch;
-  static constexpr int64_t bytes(int panels) { return (panels * panel_values + 4 * TILE) * int64_t(sizeof(A)); }
   static_assert(panel_values >= TILE * P::row_step && panel_values >= narrow_tile * narrow_tile);
 };
 
 template <class T, Layout LAYOUT, int TILE>
-__global__ void __launch_bounds__(whitening_threads, whitening_blocks)
+__global__ void __launch_bounds__(whitening_threads, moments_blocks)
     whitening_moments(const WhiteningMomentsArguments<Accumulator<T>> a) {
   using P = Panel<T, LAYOUT, TILE>;
   using S = MomentsShared<T, LAYOUT, TILE>;
@@ -226,7 +225,7 @@ struct CoMoment {
 };
 
 template <class A, int TILE>
-__global__ void __launch_bounds__(32 * finish_warps) whitening_finish(const WhiteningMomentsArguments<A> a) {
+__global__ void __launch_bounds__(32 * finish_warps, 3) whitening_finish(const WhiteningMomentsArguments<A> a) {
   SHARED(CoMoment<A>, chunks, [finish_warps][32]);
   const WhiteningGeometry& g = a.geometry;
   const bool symmetric = a.v == nullptr;

@@ -69,8 +69,8 @@ struct Panel {
     int rows_left, rest;  // rows there are from `row` on; elements of a row from the vector on
 
     __device__ __forceinline__ Place(const WhiteningGeometry& g, const Channels& channels, uint32_t panel) {
-      const int vector = int(threadIdx.x) % row_vectors;
-      row = int(threadIdx.x) / row_vectors;
+      const int thread = recomputed(int(threadIdx.x)), vector = thread % row_vectors;
+      row = thread / row_vectors;
       if constexpr (planes) {
         const uint32_t q = panel * row_vectors + vector;
         const uint32_t sample = g.plane_vectors.quotient(q);
@@ -109,7 +109,7 @@ struct Panel {
   template <class Add>
   static __device__ __forceinline__ void stage(const Packed<T> (&x)[panel_loads], const Place& place, const A* center,
                                                A* panel, int pitch, Add add) {
-    const int vector = int(threadIdx.x) % row_vectors;
+    const int vector = recomputed(int(threadIdx.x)) % row_vectors;
 #pragma unroll
     for (int k = 0; k < panel_loads; ++k) {
       const int row = place.row + k * row_step, there = place.elements(k);

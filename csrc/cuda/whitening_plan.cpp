@@ -55,7 +55,7 @@ WhiteningPlan plan_whitening_moments(const WhiteningProblem& problem, const Devi
   plan.pairs = problem.two_tensors ? plan.tiles * plan.tiles : plan.tiles * (plan.tiles + 1) / 2;
   const int64_t panels = problem.two_tensors || plan.tiles > 1 ? 2 : 1;
   plan.shared_bytes = (panels * panel_values(plan, stat, plan.layout == Layout::ChannelsLast) + 4 * plan.tile) * stat;
-  const int64_t wanted = ceil_div(int64_t(device.multiprocessors) * whitening_blocks, plan.bundles * plan.pairs);
+  const int64_t wanted = ceil_div(int64_t(device.multiprocessors) * moments_blocks, plan.bundles * plan.pairs);
   plan.slab = ceil_div(plan.panels, std::clamp<int64_t>(plan.panels / least_slab_panels, 1, wanted));
   plan.slabs = ceil_div(plan.panels, plan.slab);
   plan.blocks = plan.slabs * plan.bundles * plan.pairs;
@@ -76,7 +76,7 @@ WhiteningPlan plan_whitening_transform(const WhiteningProblem& problem, const De
   plan.shared_bytes = (matrices * plan.tile * (pitch(plan.tile, stat, false) + 1) +
                        panel_values(plan, stat, plan.layout == Layout::ChannelsFirst) + plan.tile) *
                       stat;
-  const int64_t resident = int64_t(device.multiprocessors) * whitening_blocks;
+  const int64_t resident = int64_t(device.multiprocessors) * transform_blocks;
   plan.strides = std::clamp<int64_t>(resident / (plan.bundles * plan.tiles), 1, plan.panels);
   plan.blocks = plan.strides * plan.bundles * plan.tiles;
   const int64_t width = problem.shape.channels / problem.shape.groups;

@@ -14,8 +14,10 @@ constexpr int panel_bytes = 8192;
 constexpr int panel_loads = panel_bytes / 16 / whitening_threads;
 constexpr int panel_positions(int tile, int64_t size) { return int(panel_bytes / (tile * size)); }
 
-// Blocks that a multiprocessor is to hold (__launch_bounds__): while some wait for memory, others multiply.
-constexpr int whitening_blocks = 4;
+// Blocks that a multiprocessor is to hold (__launch_bounds__): while some wait for memory, others multiply. Moments
+// keep two panels on their way and sums besides, which four blocks' registers do not hold.
+constexpr int moments_blocks = 3;
+constexpr int transform_blocks = 4;
 
 // A slab is at least so many panels, so that what it leaves, a tile by a tile of the accumulation type, is little
 // beside what it reads.

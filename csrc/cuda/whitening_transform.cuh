@@ -38,9 +38,6 @@ struct TransformShared {
   static constexpr Operand operand = P::planes ? Operand::Across : Operand::Along;
   static constexpr int pitch = pitch_of<A>(operand, P::length), panel_values = P::rows * pitch;
   static constexpr int matrix_pitch = pitch_of<A>(Operand::Along, TILE), matrix_values = TILE * matrix_pitch;
-  static constexpr int64_t bytes(int matrices) {
-    return (matrices * (matrix_values + TILE) + panel_values + TILE) * int64_t(sizeof(A));
-  }
   // The warps share the result, (rows, columns) as a panel, in tiles that are as square as they come.
   static constexpr int rows = P::rows, cols = P::length;
   static constexpr int warp_rows = rows >= 4 * cols ? 4 : cols >= 4 * rows ? 1 : 2, warp_cols = 4 / warp_rows;
@@ -60,7 +57,7 @@ __device__ __forceinline__ void store_from_shared(T* p, const A* values, int cou
 #pragma unroll
     for (int j = 0; j < N; ++j) v[j] = values[from + j];
     const Packed<T> packed = pack<T>(v);
-    store(reinterpret_cast<uint4*>(p + from),
+    store(reinterpret_cast<uint4*>(p - offset),
           make_uint4(packed.word[0], packed.word[1], packed.word[2], packed.word[3]));
   } else {
 #pragma unroll 1
@@ -70,13 +67,49 @@ __device__ __forceinline__ void store_from_shared(T* p, const A* values, int cou
   for (int j = N - offset; j < count && !after; ++j) store(p + j, narrow<T>(values[j]));
 }
 
+// For groups that share a tile: zero times another group's NaN or infinity is NaN. What of the panel's results, in
+// shared memory, is not finite is made again from its own group alone.
 template <class T, Layout LAYOUT, int TILE>
-__global__ void __launch_bounds__(whitening_threads, whitening_blocks)
+__device__ __forceinline__ void isolate(const WhiteningTransformArguments<Accumulator<T>>& a,
+                                        const typename Panel<T, LAYOUT, TILE>::Place& place, Accumulator<T>* panel,
+                                        const Accumulator<T>* operands, const Accumulator<T>* shift) {
+  using P = Panel<T, LAYOUT, TILE>;
+  using S = TransformShared<T, LAYOUT, TILE>;
+  using A = Accumulator<T>;
+  const WhiteningGeometry& g = a.geometry;
+  const int vector = int(threadIdx.x) % P::row_vectors, between = P::planes ? g.spatial : 1;  // two channels
+#pragma unroll 1
+  for (int k = 0; k < panel_loads; ++k) {
+#pragma unroll 1
+    for (int j = 0; j < place.elements(k); ++j) {
+      const int row = place.row + k * P::row_step, col = vector * P::N + j, channel = P::planes ? row : col;
+      A& result = panel[row * S::pitch + col];
+      if (A(0) * result == A(0)) continue;
+      const int begin = int(g.width_divisor.quotient(uint32_t(channel))) * g.width;
+      A sum = shift[channel];
+#pragma unroll 1
+      for (int tensor = 0; tensor < 2 && a.tensors[tensor] != nullptr; ++tensor) {
+        const T* const data = static_cast<const T*>(tensor == 0 ? a.tensors[0] : a.tensors[1]) + place.first +
+                              k * place.step + place.index * P::N + j;
+        const A *const matrix = operands + tensor * (S::matrix_values + TILE), *const means = matrix + S::matrix_values;
+#pragma unroll 1
+        for (int other = begin; other < begin + g.width; ++other)
+          sum += matrix[channel * S::matrix_pitch + other] *
+                 (A(widen(load_cached(data + int64_t(other - channel) * between))) - means[other]);
+      }
+      result = sum;
+    }
+  }
+}
+
+template <class T, Layout LAYOUT, int TILE>
+__global__ void __launch_bounds__(whitening_threads, transform_blocks)
     whitening_transform(const WhiteningTransformArguments<Accumulator<T>> a) {
   using P = Panel<T, LAYOUT, TILE>;
   using S = TransformShared<T, LAYOUT, TILE>;
   using A = Accumulator<T>;
   DYNAMIC_SHARED(A, shared);
+  SHARED(bool, not_finite, [whitening_threads / 32]);
   const WhiteningGeometry& g = a.geometry;
   const uint32_t stride_bundle = blockIdx.x / g.tiles, tile = blockIdx.x - stride_bundle * g.tiles;
   const uint32_t first = stride_bundle / g.bundles, bundle = stride_bundle - first * g.bundles;
@@ -84,6 +117,7 @@ __global__ void __launch_bounds__(whitening_threads, whitening_blocks)
   const bool resident = g.tiles == 1;
   const Channels out(g, TILE, bundle, tile);
 
+  const bool bundled = TILE == narrow_tile && g.span > g.width;  // groups share the tile
   A* const panel = shared;
   A* const shift = panel + S::panel_values;
   A* const operands = shift + TILE;  // a matrix and the means of its columns; two if they stay
@@ -98,15 +132,16 @@ __global__ void __launch_bounds__(whitening_threads, whitening_blocks)
     const A* const means = tensor_of(step) == 0 ? a.means[0] : a.means[1];
     A* const place = place_of(step);
     const int first_channel = int(bundle) * g.span;
-#pragma unroll 4
-    for (int e = thread; e < TILE * TILE; e += whitening_threads) {
-      const int row = e / TILE, col = e % TILE;
-      const int i = out.first - first_channel + row, j = in.first - first_channel + col;
-      const uint32_t group = g.width_divisor.quotient(uint32_t(i));
-      const bool there = row < out.count && col < in.count && group == g.width_divisor.quotient(uint32_t(j));
-      const int begin = int(group) * g.width;
-      const int64_t at = ((int64_t(bundle) * a.bundle_groups + group) * g.width + (i - begin)) * g.width + (j - begin);
-      place[row * S::matrix_pitch + col] = there ? load_cached(matrix + at) : A(0);
+    // One column a thread, and in it the rows of the column's group.
+    const int col = thread % TILE, j = in.first - first_channel + col;
+    const int group = int(g.width_divisor.quotient(uint32_t(j))), begin = group * g.width;
+    const int first_row = begin - (out.first - first_channel);  // in the tile
+    const A* const column = matrix + (int64_t(bundle) * a.bundle_groups + group) * g.width * g.width -
+                            int64_t(first_row) * g.width + (j - begin);
+#pragma unroll 8
+    for (int row = thread / TILE; row < TILE; row += whitening_threads / TILE) {
+      const bool there = col < in.count && row < out.count && row >= first_row && row - first_row < g.width;
+      place[row * S::matrix_pitch + col] = there ? load_cached(column + int64_t(row) * g.width) : A(0);
     }
     if (thread < TILE)
       place[S::matrix_values + thread] =
@@ -150,15 +185,26 @@ __global__ void __launch_bounds__(whitening_threads, whitening_blocks)
       }
       __syncthreads();  // panel and matrix may be written again
     }
+    A odd = A(0);  // NaN where a result is not finite
     for_each_pair(c, [&](int row, int col, A left, A right) {
       row += warp_row, col += warp_col;
       const A values[2] = {left + shift[P::planes ? row : col], right + shift[P::planes ? row : col + 1]};
       Packed<A, 2> packed;
       memcpy(packed.word, values, sizeof values);
       *reinterpret_cast<Packed<A, 2>*>(panel + row * S::pitch + col) = packed;
+      odd += A(0) * left + A(0) * right;
     });
+    if (bundled) {
+      const bool any = __any_sync(0xffffffffu, !(odd == A(0)));
+      if (thread % 32 == 0) not_finite[warp] = any;
+    }
     __syncthreads();
-    const typename P::Place place(g, out, at);
+    // `out` again: kept over the multiplication it would be spilled.
+    const typename P::Place place(g, Channels(g, TILE, uint32_t(recomputed(int(bundle))), tile), at);
+    if (bundled && (not_finite[0] || not_finite[1] || not_finite[2] || not_finite[3])) {
+      isolate<T, LAYOUT, TILE>(a, place, panel, operands, shift);
+      __syncthreads();
+    }
     const int vector = thread % P::row_vectors;
     const bool before = vector > 0 && place.index > 0, after = vector + 1 < P::row_vectors && place.rest > P::N;
 #pragma unroll 1

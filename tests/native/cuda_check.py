@@ -107,6 +107,7 @@ class Kernel:
             "shfl": self.count("SHFL"),
             "bar": self.count("BAR|UCGABAR_ARV"),
             "mufu": self.count("MUFU"),
+            "mma": self.count("[HD]MMA"),
             "fp64": self.count("D(ADD|MUL|FMA|SETP|MNMX)"),
             "calls": self.count("CALL"),
             "other calls": sum(name not in allowed for name in self.calls),
@@ -282,7 +283,7 @@ def broken_rules(kernel: Kernel, rules: Sequence[cuda_rules.Rule] = cuda_rules.R
 
 
 COLUMNS = ("registers", "local", "shared", "threads", "blocks", "ldg", "ldg128", "stg", "stg128")
-MORE_COLUMNS = ("lds+sts", "shfl", "bar", "mufu", "fp64", "calls", "instructions")
+MORE_COLUMNS = ("lds+sts", "shfl", "bar", "mufu", "mma", "fp64", "calls", "instructions")
 
 
 def table(kernels: Sequence[Kernel], columns: Sequence[str]) -> str:

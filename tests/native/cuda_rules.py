@@ -64,6 +64,15 @@ RULES = (
     Rule(r"^plane_(forward|backward)<", "stg128", ">=", 1, "y or grad_x is written in 16-byte pieces"),
     Rule(r"^plane_", "shared", "<=", 4096, "plane_static_bytes in plane_tiles.h: the launch would fail"),
     Rule(r"^plane_forward<.*Team\)1>", "registers", "<=", 128, "512 threads of the grid team are to be resident"),
+    # Whitening: both tensors of moments and the one of a step in four vectors a thread, on the path of aligned rows; a
+    # step of 32 x 32 results is 8 products of three parts (double: of four), the smallest of transform are 16 x 16.
+    Rule(r"^whitening_moments<", "ldg128", ">=", 8, "u and v are read in 16-byte pieces, 128 bytes in flight a thread"),
+    Rule(r"^whitening_transform<", "ldg128", ">=", 4, "u is read in 16-byte pieces, 64 bytes in flight a thread"),
+    Rule(r"^whitening_transform<", "stg128", ">=", 1, "y is written in 16-byte pieces"),
+    Rule(r"^whitening_moments<", "mma", ">=", 24, "tensor cores multiply"),
+    Rule(r"^whitening_transform<", "mma", ">=", 8, "tensor cores multiply"),
+    Rule(r"^whitening_moments<", "blocks", ">=", 3, "moments_blocks in whitening_tiles.h"),
+    Rule(r"^whitening_transform<", "blocks", ">=", 4, "transform_blocks in whitening_tiles.h"),
     # Resident blocks that csrc/cuda/row_plan.cpp counts on: a cooperative launch with fewer fails.
     # Dynamic shared memory is planned beside at most this much (forward_static_bytes, backward_static_bytes).
     Rule("^row_forward_block", "shared", "<=", 2048, "with the planned dynamic shared memory the launch would fail"),

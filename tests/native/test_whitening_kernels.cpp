@@ -86,7 +86,10 @@ struct Errors {  // the greatest of each kind, in units of what is allowed
   double mean = 0, moment = 0, y = 0;
 } worst;
 
-Run run(const Case& c, bool check) {
+// What `plant` puts into channel `kPlanted` of u at position 5, where it is not zero.
+constexpr int64_t kPlanted = 1, kPosition = 5;
+
+Run run(const Case& c, bool check, double plant = 0) {
   std::mt19937 bits(unsigned(c.shape.width * 100 + c.shape.spatial));
   std::normal_distribution<double> normal(0, 1);
   const int64_t samples = c.shape.samples, width = c.shape.width, groups = c.shape.groups, spatial = c.shape.spatial,
@@ -101,6 +104,7 @@ Run run(const Case& c, bool check) {
   Tensor u = tensor(c.type, elements, c.mean), v = tensor(c.type, elements, -c.mean),
          matrix_u = tensor(stat, groups * width * width, 0), matrix_v = tensor(stat, groups * width * width, 0),
          shift = tensor(stat, channels, 0);
+  if (plant != 0) u.set(c.layout == First ? kPlanted * spatial + kPosition : kPosition * channels + kPlanted, plant);
   Tensor mean_u(stat, channels, c.misaligned), mean_v(stat, channels, c.misaligned),
       moments(stat, groups * width * width, c.misaligned), y(c.type, elements, c.misaligned);
 
@@ -117,6 +121,8 @@ Run run(const Case& c, bool check) {
   m.workspace = aligned + (reinterpret_cast<uintptr_t>(aligned) % 16 ? 8 : 0);
   cuda::batch_whitening_moments(m, nullptr);
 
+  if (plant != 0)  // of a run without: else all of the channel were not finite
+    for (int64_t channel = 0; channel < channels; channel++) mean_u.set(channel, 0.25), mean_v.set(channel, 0.5);
   WhiteningTransform t{};
   t.u = u.data();
   t.v = c.two ? v.data() : nullptr;
@@ -228,6 +234,40 @@ void run_case(const Case& c, bool few) {
   }
 }
 
+// A value that is not finite shows where it belongs, and nowhere else: in the moments of its channel, and in the
+// outputs of its position and group, also where groups share a tile.
+void run_not_finite(Layout layout, DType type, int64_t width, int64_t groups, bool two) {
+  cudasim::options() = {};
+  const Case c{{2, width, groups, 50}, layout, type, two, 0};
+  const int64_t channels = width * groups, group_of_plant = kPlanted / width;
+  Run clean = run(c, false, 0.125);
+  for (double plant : {double(NAN), double(INFINITY)}) {
+    Run odd = run(c, false, plant);
+    for (int64_t group = 0; group < groups; group++)
+      for (int64_t i = 0; i < width; i++)
+        for (int64_t j = 0; j < width; j++) {
+          const int64_t at = (group * width + i) * width + j;
+          const bool touched = group == group_of_plant && (i == kPlanted % width || (!two && j == kPlanted % width));
+          const double ours = odd.moments[2].get(at);
+          CHECK(touched ? std::isnan(ours) : ours == clean.moments[2].get(at))
+              << c.what() << ": moments[" << at << "] = " << ours << " with " << plant;
+        }
+    for (int64_t channel = 0; channel < channels; channel++)
+      for (int64_t p = 0; p < 100; p++) {
+        const int64_t n = p / 50, s = p % 50;
+        const int64_t at = layout == First ? (n * channels + channel) * 50 + s : p * channels + channel;
+        const bool touched = p == kPosition && channel / width == group_of_plant;
+        const double ours = odd.transform[0].get(at), expected = clean.transform[0].get(at);
+        // There the sum goes another way.
+        const double allowed =
+            p == kPosition ? 80 * epsilon(accumulator_of(type)) + epsilon(type) * std::abs(expected) : 0;
+        CHECK(touched ? !std::isfinite(ours) : std::abs(ours - expected) <= allowed)
+            << c.what() << ": y[" << channel << ", " << p << "] = " << ours << " with " << plant << ", not "
+            << expected;
+      }
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -242,6 +282,14 @@ int main(int argc, char** argv) {
         continue;
       run_case(cases[i], what != "all");
     }
+    for (Layout layout : {First, Last})
+      for (DType type : {F, D, B}) {
+        if (what == "fewest" && type != B) continue;
+        run_not_finite(layout, type, 3, 14, true);
+        run_not_finite(layout, type, 8, 4, layout == First);
+        run_not_finite(layout, type, 20, 2, false);
+        run_not_finite(layout, type, 40, 1, true);
+      }
     std::cout << "greatest errors, as shares of what is allowed: mean " << worst.mean << ", moment " << worst.moment
               << ", y " << worst.y << std::endl;
   } else {

@@ -35,10 +35,9 @@ constexpr int pitch_of(Operand operand, int length) {
 
 namespace simulated {
 
-inline float tf32(float v) {  // 10 bits after the point, ties away from zero
-  const uint32_t bits = __float_as_uint(v);
-  if ((bits & 0x7f800000u) == 0x7f800000u) return v;
-  return __uint_as_float((bits + 0x1000u) & 0xffffe000u);
+inline void split(const float v, float& high, float& low) {  // see the device's
+  high = __uint_as_float((__float_as_uint(v) + 0x1000u) & 0xffffe000u);
+  low = __uint_as_float(__float_as_uint(v - high) & 0xffffe000u);
 }
 inline float towards_zero(double v) {
   const float nearest = float(v);
@@ -65,10 +64,10 @@ void multiply(void* const (&lanes)[32]) {
     for (int k = 0; k < 8; ++k) b[k][n] = lane(n % 8, k % 4).b[n / 8][k / 4];
   [[maybe_unused]] A a_low[16 * M][8], b_low[8][8 * N];
   if constexpr (sizeof(A) == 4) {
-    for (auto& row : a)
-      for (int k = 0; k < 8; ++k) a_low[&row - a][k] = tf32(row[k] - tf32(row[k])), row[k] = tf32(row[k]);
-    for (auto& row : b)
-      for (int n = 0; n < 8 * N; ++n) b_low[&row - b][n] = tf32(row[n] - tf32(row[n])), row[n] = tf32(row[n]);
+    for (int k = 0; k < 8; ++k) {
+      for (int m = 0; m < 16 * M; ++m) split(a[m][k], a[m][k], a_low[m][k]);
+      for (int n = 0; n < 8 * N; ++n) split(b[k][n], b[k][n], b_low[k][n]);
+    }
   }
   for (int m = 0; m < 16 * M; ++m)
     for (int n = 0; n < 8 * N; ++n) {
@@ -97,9 +96,12 @@ void multiply_add(A (&c)[M][N][4], const A (&a)[M][4], const A (&b)[N][2]) {
 
 #else
 
+// Rounds with a carry into the bits that stay, ties away from zero, which is cvt.rna in half the instructions: that
+// looks for NaN, whose carry may wipe it out of `high` here, while it stays in `low`. Tensor cores ignore the last 13
+// bits, so that `low` needs no rounding of its own.
 __device__ __forceinline__ void split(float v, uint32_t& high, uint32_t& low) {
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(high) : "f"(v));
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(low) : "f"(v - __uint_as_float(high)));
+  high = (__float_as_uint(v) + 0x1000u) & 0xffffe000u;
+  low = __float_as_uint(v - __uint_as_float(high));
 }
 __device__ __forceinline__ void tensor_product(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
@@ -161,10 +163,10 @@ __device__ __forceinline__ void multiply_shared(A (&c)[M][N][4], const A* a, con
                                                 int stride) {
   constexpr int row_a = OPERAND_A == Operand::Along ? PITCH_A : 1, k_a = OPERAND_A == Operand::Along ? 1 : PITCH_A;
   constexpr int col_b = OPERAND_B == Operand::Along ? PITCH_B : 1, k_b = OPERAND_B == Operand::Along ? 1 : PITCH_B;
-  const int g = int(threadIdx.x) % 32 / 4, t = int(threadIdx.x) % 4;
+  const int lane = recomputed(int(threadIdx.x)) % 32, g = lane / 4, t = lane % 4;
   a += g * row_a + (t + 8 * first) * k_a;
   b += g * col_b + (t + 8 * first) * k_b;
-#pragma unroll 2
+#pragma unroll 1
   for (int step = first; step < steps; step += stride) {
     A part_a[M][4], part_b[N][2];
 #pragma unroll
@@ -186,7 +188,7 @@ __device__ __forceinline__ void multiply_shared(A (&c)[M][N][4], const A* a, con
 // Calls f(row, column, c, c of the next column) for each pair of neighbours that a lane holds.
 template <class A, int M, int N, class F>
 __device__ __forceinline__ void for_each_pair(A (&c)[M][N][4], F f) {
-  const int g = int(threadIdx.x) % 32 / 4, t = int(threadIdx.x) % 4;
+  const int lane = recomputed(int(threadIdx.x)) % 32, g = lane / 4, t = lane % 4;
 #pragma unroll
   for (int m = 0; m < M; ++m) {
 #pragma unroll
