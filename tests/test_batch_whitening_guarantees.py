@@ -166,7 +166,10 @@ def test_values_of_deficient_batches(backend: TestBackend) -> None:
 @all_methods
 @pytest.mark.parametrize("special", (torch.nan, torch.inf, -torch.inf))
 def test_nan_and_infinity_stay_in_their_group(backend: TestBackend, layout: str, method: str, special: float) -> None:
-    """All of the group is NaN, forward and backward, and its running statistics; other groups keep their bits."""
+    """All of the group is NaN, forward and backward, and its running statistics; other groups keep their values.
+
+    On the CPU their bits, too. On CUDA groups of few channels share a tile of the multiplication; a position at which
+    one of them is not finite is computed again for each group by itself, in another order."""
     arguments = make((3, 9, 5, 4), 3, torch.float32, backend, layout)
     options = {"training": True, "num_channels": 3, "method": method}
     plain = results_of(batch_whitening, arguments, **options)
@@ -175,7 +178,9 @@ def test_nan_and_infinity_stay_in_their_group(backend: TestBackend, layout: str,
     for name, found in results.items():
         axis = 1 if name in ("y", "grad_input") else 0
         (first, second, last), before = found.chunk(3, axis), plain[name].chunk(3, axis)
-        assert torch.equal(first, before[0]) and torch.equal(last, before[2]), name
+        if backend.name == "cpu":
+            assert torch.equal(first, before[0]) and torch.equal(last, before[2]), name
+        torch.testing.assert_close((first, last), (before[0], before[2]), rtol=1e-5, atol=1e-6)
         if name == "grad_bias":  # does not know x
             assert torch.equal(second, before[1])
         elif name == "running_mean":
@@ -190,7 +195,7 @@ def test_a_nan_in_the_gradient(backend: TestBackend) -> None:
     plain = results_of(batch_whitening, arguments, grad_y, training=True, num_channels=3)
     grad_y[1, 4, 2, 1] = torch.nan
     results = results_of(batch_whitening, arguments, grad_y, training=True, num_channels=3)
-    assert torch.equal(results["grad_input"][:, :3], plain["grad_input"][:, :3])
+    torch.testing.assert_close(results["grad_input"][:, :3], plain["grad_input"][:, :3], rtol=1e-5, atol=1e-6)
     assert results["grad_input"][:, 3:].isnan().all()
     assert results["grad_bias"].isnan().tolist() == [False] * 4 + [True, False]
 

@@ -12,12 +12,13 @@ from ._extension import _C
 from ._launch_plan import GPU, GPUS, KernelPlan, occupancy
 from ._plan_choice import Choice, candidates, forced
 from ._plane_plans import PLANE_OPS, plane_plans
+from ._whitening_plans import WHITENING_OPS, whitening_plans
 
 __all__ = ["GPU", "GPUS", "KernelPlan", "explain", "launch_plans", "legal_plans"]
 
 
 ROW_OPS = ("layer_norm", "rms_norm", "add_layer_norm", "add_rms_norm")
-OPS = (*ROW_OPS, *PLANE_OPS)
+OPS = (*ROW_OPS, *PLANE_OPS, *WHITENING_OPS)
 
 
 def _find_gpu(gpu: str | GPU | None) -> GPU:
@@ -76,6 +77,8 @@ def launch_plans(
     """
     if op not in OPS:
         raise ValueError(f"explain: unknown op {op!r}: one of {', '.join(OPS)}")
+    if op in WHITENING_OPS:
+        return whitening_plans(shape, dtype, _find_gpu(gpu), num_groups, channels_last, training)
     if op in PLANE_OPS:
         param = param_dtype or dtype
         options = (num_groups, channels_last, training, residual, activation != "none")
@@ -89,6 +92,8 @@ def legal_plans(
 ) -> list[tuple[Choice, KernelPlan]]:
     """Every plan with which one direction of ``op`` can run, the heuristic's own first; ``options`` as of
     :func:`launch_plans`. Choices that come to the same plan are one."""
+    if op in WHITENING_OPS:
+        raise ValueError(f"legal_plans: the plan of {op} cannot be chosen")
     gpu = _find_gpu(options.pop("gpu", None))
     kernel = f"{'plane' if op in PLANE_OPS else 'row'}_{'backward' if backward else 'forward'}"
 
@@ -201,16 +206,16 @@ def explain(
     """Print how ``op`` runs on a GPU; no GPU is needed to ask.
 
     Args:
-        op: "layer_norm", "rms_norm", "add_layer_norm", "add_rms_norm", "batch_norm", "batch_renorm", "group_norm",
-            "instance_norm" or "switch_norm".
+        op: "layer_norm", "rms_norm", "add_layer_norm", "add_rms_norm", "batch_norm", "batch_renorm", "batch_whitening",
+            "group_norm", "instance_norm" or "switch_norm".
         shape: of the input.
         dtype: of the input.
         normalized_dims: row norms: how many of the last dimensions are normalized over.
         param_dtype: of weight and bias, where it differs from ``dtype``.
         residual_dtype, out_dtype: row norms: where they differ from ``dtype``.
-        num_groups: of group_norm.
-        channels_last, training, residual, activation: of norms of feature maps: the layout, whether batch_norm and
-            batch_renorm take the batch's statistics, and what is fused.
+        num_groups: of group_norm and batch_whitening.
+        channels_last, training, residual, activation: of norms of feature maps: the layout, whether batch_norm,
+            batch_renorm and batch_whitening take the batch's statistics, and what is fused.
         gpu: a name in ``GPUS``, or a ``GPU``; default: the current CUDA device, or "H100" where there is none.
         bandwidth: bytes per second to divide the bytes by; default: that of the GPU's data sheet.
 

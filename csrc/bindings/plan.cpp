@@ -5,6 +5,7 @@
 
 #include "../interface/plane_plan.h"
 #include "../interface/row_plan.h"
+#include "../interface/whitening_plan.h"
 #include "common/tensors.h"
 #include "module.h"
 
@@ -87,6 +88,36 @@ py::dict plane_plan(int64_t samples, int64_t channels, int64_t spatial, int64_t 
   END_HANDLE_TH_ERRORS_PYBIND
 }
 
+py::dict whitening_plan(bool transform, int64_t samples, int64_t channels, int64_t spatial, int64_t groups,
+                        bool channels_last, const py::object& dtype, bool two_tensors, int multiprocessors,
+                        int shared_bytes, int cluster_blocks) {
+  HANDLE_TH_ERRORS
+  const PlaneShape shape{samples, channels, spatial, groups,
+                         channels_last ? Layout::ChannelsLast : Layout::ChannelsFirst};
+  const WhiteningProblem problem{shape, dtype_from(dtype), two_tensors};
+  const DeviceLimits device{multiprocessors, shared_bytes, cluster_blocks};
+  const WhiteningPlan plan =
+      transform ? plan_whitening_transform(problem, device) : plan_whitening_moments(problem, device);
+  py::dict out;
+  out["threads"] = plan.threads;
+  out["blocks"] = plan.blocks;
+  out["shared_bytes"] = plan.shared_bytes;
+  out["static_bytes"] = plan.static_bytes;
+  out["registers"] = plan.registers;
+  out["tile"] = plan.tile;
+  out["positions"] = plan.positions;
+  out["bundle"] = plan.bundle;
+  out["tiles"] = plan.tiles;
+  out["slabs"] = plan.slabs;
+  out["finish_blocks"] = plan.finish_blocks;
+  out["finish_threads"] = plan.finish_threads;
+  out["partial_bytes"] = plan.partial_bytes;
+  out["read_bytes"] = plan.read_bytes;
+  out["written_bytes"] = plan.written_bytes;
+  return out;
+  END_HANDLE_TH_ERRORS_PYBIND
+}
+
 const ModulePart part([](py::module_& m) {
   m.def("row_plan", row_plan, py::arg("backward"), py::arg("centered"), py::arg("rows"), py::arg("cols"),
         py::arg("x_dtype"), py::arg("h_dtype"), py::arg("y_dtype"), py::arg("param_dtype"), py::arg("multiprocessors"),
@@ -97,6 +128,10 @@ const ModulePart part([](py::module_& m) {
         py::arg("kept"), py::arg("staged"), py::arg("multiprocessors"), py::arg("shared_bytes"),
         py::arg("cluster_blocks"), py::arg("choice") = no_choice,
         "The launch plan of a norm of feature maps, as a dict (csrc/interface/plane_plan.h).");
+  m.def("whitening_plan", whitening_plan, py::arg("transform"), py::arg("samples"), py::arg("channels"),
+        py::arg("spatial"), py::arg("groups"), py::arg("channels_last"), py::arg("dtype"), py::arg("two_tensors"),
+        py::arg("multiprocessors"), py::arg("shared_bytes"), py::arg("cluster_blocks"),
+        "The launch plan of one of whitening's passes, as a dict (csrc/interface/whitening_plan.h).");
 });
 
 }  // namespace

@@ -225,7 +225,8 @@ struct CoMoment {
 };
 
 template <class A, int TILE>
-__global__ void __launch_bounds__(32 * finish_warps, 3) whitening_finish(const WhiteningMomentsArguments<A> a) {
+__global__ void __launch_bounds__(32 * finish_warps, sizeof(A) == 4 ? 3 : 2)
+    whitening_finish(const WhiteningMomentsArguments<A> a) {
   SHARED(CoMoment<A>, chunks, [finish_warps][32]);
   const WhiteningGeometry& g = a.geometry;
   const bool symmetric = a.v == nullptr;

@@ -58,6 +58,7 @@ WhiteningPlan plan_whitening_moments(const WhiteningProblem& problem, const Devi
   const int64_t wanted = ceil_div(int64_t(device.multiprocessors) * moments_blocks, plan.bundles * plan.pairs);
   plan.slab = ceil_div(plan.panels, std::clamp<int64_t>(plan.panels / least_slab_panels, 1, wanted));
   plan.slabs = ceil_div(plan.panels, plan.slab);
+  plan.registers = registers_within(whitening_threads, moments_blocks);
   plan.blocks = plan.slabs * plan.bundles * plan.pairs;
   plan.finish_threads = 32 * finish_warps;
   plan.finish_blocks = plan.bundles * plan.pairs * plan.tile * plan.tile / 32;
@@ -76,6 +77,8 @@ WhiteningPlan plan_whitening_transform(const WhiteningProblem& problem, const De
   plan.shared_bytes = (matrices * plan.tile * (pitch(plan.tile, stat, false) + 1) +
                        panel_values(plan, stat, plan.layout == Layout::ChannelsFirst) + plan.tile) *
                       stat;
+  plan.static_bytes = transform_static_bytes;
+  plan.registers = registers_within(whitening_threads, transform_blocks);
   const int64_t resident = int64_t(device.multiprocessors) * transform_blocks;
   plan.strides = std::clamp<int64_t>(resident / (plan.bundles * plan.tiles), 1, plan.panels);
   plan.blocks = plan.strides * plan.bundles * plan.tiles;

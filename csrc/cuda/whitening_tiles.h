@@ -19,6 +19,8 @@ constexpr int panel_positions(int tile, int64_t size) { return int(panel_bytes /
 constexpr int moments_blocks = 3;
 constexpr int transform_blocks = 4;
 
+constexpr int transform_static_bytes = 16;
+
 // A slab is at least so many panels, so that what it leaves, a tile by a tile of the accumulation type, is little
 // beside what it reads.
 constexpr int least_slab_panels = 16;

@@ -111,10 +111,11 @@ __global__ void __launch_bounds__(whitening_threads, transform_blocks)
   DYNAMIC_SHARED(A, shared);
   SHARED(bool, not_finite, [whitening_threads / 32]);
   const WhiteningGeometry& g = a.geometry;
-  const uint32_t stride_bundle = blockIdx.x / g.tiles, tile = blockIdx.x - stride_bundle * g.tiles;
+  const uint32_t tiles = TILE == narrow_tile ? 1 : g.tiles;
+  const uint32_t stride_bundle = blockIdx.x / tiles, tile = blockIdx.x - stride_bundle * tiles;
   const uint32_t first = stride_bundle / g.bundles, bundle = stride_bundle - first * g.bundles;
-  const int tensors = a.tensors[1] != nullptr ? 2 : 1, steps = tensors * int(g.tiles);
-  const bool resident = g.tiles == 1;
+  const int tensors = a.tensors[1] != nullptr ? 2 : 1, steps = tensors * int(tiles);
+  const bool resident = tiles == 1;
   const Channels out(g, TILE, bundle, tile);
 
   const bool bundled = TILE == narrow_tile && g.span > g.width;  // groups share the tile
@@ -122,8 +123,8 @@ __global__ void __launch_bounds__(whitening_threads, transform_blocks)
   A* const shift = panel + S::panel_values;
   A* const operands = shift + TILE;  // a matrix and the means of its columns; two if they stay
   const auto place_of = [&](int step) { return operands + (resident ? step * (S::matrix_values + TILE) : 0); };
-  const auto tensor_of = [&](int step) { return step >= int(g.tiles) ? 1 : 0; };
-  const auto input_of = [&](int step) { return Channels(g, TILE, bundle, uint32_t(step) - tensor_of(step) * g.tiles); };
+  const auto tensor_of = [&](int step) { return step >= int(tiles) ? 1 : 0; };
+  const auto input_of = [&](int step) { return Channels(g, TILE, bundle, uint32_t(step) - tensor_of(step) * tiles); };
 
   const int thread = int(threadIdx.x), warp = thread / 32;
   const auto fill = [&](int step) {

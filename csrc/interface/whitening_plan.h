@@ -4,9 +4,8 @@
 // `tiles` of them; the groups that share tiles are a bundle. Positions are taken by panels: a tile's channels at
 // `positions` positions, in shared memory.
 //
-//   moments     a block takes a pair of tiles of one bundle over a slab of panels; of a covariance only pairs on and
-//   above
-//               the diagonal. A second launch merges the slabs.
+//   moments     a block takes a pair of tiles of one bundle over a slab of panels, of a covariance only pairs on and
+//               above the diagonal. A second launch merges the slabs.
 //   transform   a block takes a tile of outputs, and every `strides`th panel
 //
 // How many slabs there are depends on the device: statistics go over the whole batch anyway. A transformed position
@@ -38,6 +37,8 @@ struct WhiteningPlan {
   int64_t strides;                        // transform: blocks that share the panels of a tile
   int64_t blocks;                         // of the grid
   int64_t shared_bytes;                   // dynamic
+  int static_bytes;                       // shared memory beside it, at most
+  int registers;                          // of a thread, at most: what the kernel's launch bounds leave
   int64_t finish_blocks, finish_threads;  // moments: of the second launch
   int64_t partial_bytes;                  // moments: of what the slabs leave: written once, read once
   int64_t read_bytes, written_bytes;      // of u, v and y, caches left out; docs/reductions.md

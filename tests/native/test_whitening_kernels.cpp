@@ -268,6 +268,32 @@ void run_not_finite(Layout layout, DType type, int64_t width, int64_t groups, bo
   }
 }
 
+// Where every row is aligned, feature maps move in pieces of 16 bytes, as often as docs/reductions.md says.
+void run_bytes(Layout layout, DType type, int64_t width, int64_t groups, bool two) {
+  cudasim::options() = {};
+  cudasim::reset_counters();
+  const Case c{{3, width, groups, 64}, layout, type, two, 0};
+  const PlaneShape shape{3, width * groups, 64, groups, layout};
+  const DeviceLimits device = cuda::device_limits();
+  const WhiteningPlan moments = plan_whitening_moments({shape, type, two}, device),
+                      transform = plan_whitening_transform({shape, type, two}, device);
+  run(c, false);
+  const auto& kernels = cudasim::counters_now.kernels;
+  const auto &of_moments = kernels.at("whitening_moments"), &of_transform = kernels.at("whitening_transform");
+  const uint64_t bytes = uint64_t(3 * width * groups * 64 * size_of(type)), reads = bytes * (two ? 2 : 1);
+  CHECK(of_moments.loads.by_width[4] * 16 == reads * uint64_t(moments.tiles)) << c.what() << ": reads of moments";
+  CHECK(of_moments.loads.bytes == uint64_t(moments.read_bytes - moments.partial_bytes)) << c.what() << ": its plan";
+  CHECK(of_moments.stores.bytes <= uint64_t(moments.partial_bytes)) << c.what() << ": what slabs leave";
+  CHECK(of_transform.loads.by_width[4] * 16 == reads * uint64_t(transform.tiles)) << c.what() << ": reads of transform";
+  CHECK(of_transform.stores.by_width[4] * 16 == bytes) << c.what() << ": writes of transform";
+  CHECK(of_transform.stores.bytes == uint64_t(transform.written_bytes)) << c.what() << ": its plan";
+  const uint64_t vectors = uint64_t(transform.blocks * transform.tile * size_of(accumulator_of(type)));
+  CHECK(of_transform.loads.bytes >= uint64_t(transform.read_bytes)) << c.what() << ": matrices";
+  CHECK(of_transform.loads.bytes - uint64_t(transform.read_bytes) <=
+        3 * vectors * (transform.tiles > 1 ? uint64_t(transform.panels * transform.tiles) : 1))
+      << c.what() << ": means and shift";
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -289,6 +315,13 @@ int main(int argc, char** argv) {
         run_not_finite(layout, type, 8, 4, layout == First);
         run_not_finite(layout, type, 20, 2, false);
         run_not_finite(layout, type, 40, 1, true);
+      }
+    for (Layout layout : {First, Last})
+      for (bool two : {false, true}) {
+        if (what == "fewest" && two) continue;
+        run_bytes(layout, B, 16, 6, two);
+        run_bytes(layout, F, 64, 2, two);
+        run_bytes(layout, D, 160, 1, two);
       }
     std::cout << "greatest errors, as shares of what is allowed: mean " << worst.mean << ", moment " << worst.moment
               << ", y " << worst.y << std::endl;
