@@ -22,6 +22,7 @@ from whitening_cases import (
     error_of,
     exact,
     make,
+    orthogonal,
     results_of,
 )
 
@@ -103,14 +104,6 @@ def alike(x: Tensor, width: int) -> bool:
     return bool((values.diff(dim=-1) < 1e-6 * values[:, 1:]).any())
 
 
-def orthogonal(backend: TestBackend, dtype: torch.dtype = torch.float64, scale: float = 1.0) -> Tensor:
-    """(8, 4) with a covariance of exactly scale^2 I: four columns of a Hadamard matrix."""
-    signs = torch.ones(1, 1, dtype=dtype)
-    for _ in range(3):
-        signs = torch.cat([torch.cat([signs, signs], 1), torch.cat([signs, -signs], 1)])
-    return (scale * signs[:, 1:5]).contiguous().to(backend.device)
-
-
 def directional(x: Tensor, grad_y: Tensor, direction: Tensor, step: float, **options: Any) -> float:
     """d/dt of sum(grad_y * y(x + t direction)) by central differences of the formula in fp64, of fourth order."""
     loss = [(reference.batch_whitening(x + k * step * direction, **options) * grad_y).sum() for k in (-2, -1, 1, 2)]
@@ -151,6 +144,19 @@ def test_fewer_samples_than_channels(backend: TestBackend, shape: tuple[int, ...
         ours = results_of(batch_whitening, {"input": arguments["input"]}, grad_y, **options)["grad_input"].cpu()
         slope = directional(x, grad_y, direction, 2e-4, **options)
         assert (ours * direction).sum().item() == pytest.approx(slope, rel=1e-6)
+
+
+@all_methods
+@both_precisions
+def test_eigenvalues_below_eps(backend: TestBackend, method: str, dtype: torch.dtype) -> None:
+    """A large covariance without full rank: rounding leaves some of its eigenvalues far below zero."""
+    for shape in ((3, 24), (2, 24, 3), (9, 24)):
+        arguments = make(shape, 12, dtype, backend)
+        arguments["input"] = arguments["input"] * (1e6 if dtype == torch.float64 else 1e3)
+        rounded = covariance_of(arguments["input"].cpu(), 12).double()
+        assert torch.linalg.eigvalsh(rounded).min() < -1e-5
+        results = results_of(batch_whitening, arguments, training=True, num_channels=12, method=method)
+        assert all(t.isfinite().all() for t in results.values())
 
 
 def test_values_of_deficient_batches(backend: TestBackend) -> None:
