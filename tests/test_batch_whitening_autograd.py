@@ -11,13 +11,12 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from checks import assert_bitwise, assert_same_results
 from conftest import TestBackend
-from test_batch_whitening_guarantees import orthogonal
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
-from whitening_cases import LEAVES, RUNNING, Arguments, all_methods, both_modes, make, results_of
+from whitening_cases import LEAVES, RUNNING, Arguments, all_methods, both_modes, make, orthogonal, results_of
 
 from torchfastnorm import BatchWhitening, IterNorm, batch_whitening, reference
 

@@ -22,6 +22,7 @@ from whitening_cases import (
     error_of,
     exact,
     make,
+    orthogonal,
     results_of,
 )
 
@@ -67,10 +68,12 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
     "two samples": lambda x: x[:2, :, :1, :1],
     "one position": lambda x: x[:1, :, :1, :1],
 }
-# How far fp32 goes: half a unit of 1e4 is 5e-4; eps is a rounding beside the largest of the covariance. What is not
-# named is finite and no more is asked: pca's axes, an outlier of 1e4 in a covariance.
-IN_FLOAT = dict.fromkeys(("scale 1e4", "scale 1e-4", "scale 1e-10", "constant channel", "constant"), 1e-4)
-IN_FLOAT |= {"mean 1e4": 5e-3, "equal channels": 2e-2, "two samples": 1e-3}
+# How far fp32 goes: half a unit of a mean of 1e4 is 5e-4; what a mean errs in a direction without variance is magnified
+# by 1 / sqrt(eps) = 316; eps is a rounding beside a large covariance. What is not named is finite and no more is asked:
+# pca's axes, an outlier of 1e4 in a covariance.
+IN_FLOAT = dict.fromkeys(("scale 1e4", "scale 1e-4", "scale 1e-10"), 1e-4)
+IN_FLOAT |= dict.fromkeys(("constant", "constant channel", "two samples"), 1e-3)
+IN_FLOAT |= {"mean 1e4": 5e-3, "equal channels": 2e-2}
 
 
 @all_layouts
@@ -101,14 +104,6 @@ def alike(x: Tensor, width: int) -> bool:
     """Whether two eigenvalues of the covariance with eps are the same, nearly: eigh's derivative divides by the gap."""
     values = torch.linalg.eigvalsh(covariance_of(x.cpu().double(), width)) + 1e-5
     return bool((values.diff(dim=-1) < 1e-6 * values[:, 1:]).any())
-
-
-def orthogonal(backend: TestBackend, dtype: torch.dtype = torch.float64, scale: float = 1.0) -> Tensor:
-    """(8, 4) with a covariance of exactly scale^2 I: four columns of a Hadamard matrix."""
-    signs = torch.ones(1, 1, dtype=dtype)
-    for _ in range(3):
-        signs = torch.cat([torch.cat([signs, signs], 1), torch.cat([signs, -signs], 1)])
-    return (scale * signs[:, 1:5]).contiguous().to(backend.device)
 
 
 def directional(x: Tensor, grad_y: Tensor, direction: Tensor, step: float, **options: Any) -> float:
@@ -151,6 +146,19 @@ def test_fewer_samples_than_channels(backend: TestBackend, shape: tuple[int, ...
         ours = results_of(batch_whitening, {"input": arguments["input"]}, grad_y, **options)["grad_input"].cpu()
         slope = directional(x, grad_y, direction, 2e-4, **options)
         assert (ours * direction).sum().item() == pytest.approx(slope, rel=1e-6)
+
+
+@all_methods
+@both_precisions
+def test_eigenvalues_below_eps(backend: TestBackend, method: str, dtype: torch.dtype) -> None:
+    """A large covariance without full rank: rounding leaves some of its eigenvalues far below zero."""
+    for shape in ((3, 24), (2, 24, 3), (9, 24)):
+        arguments = make(shape, 12, dtype, backend)
+        arguments["input"] = arguments["input"] * (1e6 if dtype == torch.float64 else 1e3)
+        rounded = covariance_of(arguments["input"].cpu(), 12).double()
+        assert torch.linalg.eigvalsh(rounded).min() < -1e-5
+        results = results_of(batch_whitening, arguments, training=True, num_channels=12, method=method)
+        assert all(t.isfinite().all() for t in results.values())
 
 
 def test_values_of_deficient_batches(backend: TestBackend) -> None:

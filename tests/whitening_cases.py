@@ -128,3 +128,11 @@ def covariance_of(x: Tensor, width: int) -> Tensor:
     x = columns_of(x, width)
     x = x - x.mean(-1, keepdim=True)
     return x @ x.mT / x.shape[-1]
+
+
+def orthogonal(backend: TestBackend, dtype: torch.dtype = torch.float64, scale: float = 1.0) -> Tensor:
+    """(8, 4) with a covariance of exactly scale^2 I: four columns of a Hadamard matrix."""
+    signs = torch.ones(1, 1, dtype=dtype)
+    for _ in range(3):
+        signs = torch.cat([torch.cat([signs, signs], 1), torch.cat([signs, -signs], 1)])
+    return (scale * signs[:, 1:5]).contiguous().to(backend.device)
