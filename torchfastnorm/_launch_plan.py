@@ -57,5 +57,6 @@ def occupancy(plan: dict[str, Any], gpu: GPU) -> float:
     threads = plan["threads"]
     # Each block also takes 1 KB for the system, which a multiprocessor has more than one block may use.
     by_shared = (gpu.shared_bytes + 1024) // (plan["shared_bytes"] + plan["static_bytes"] + 1024)
-    by_registers = 65536 // (plan["registers"] * (threads + 31) // 32 * 32)
+    warps = (threads + 31) // 32
+    by_registers = 65536 // (plan["registers"] * 32 * warps)
     return threads * min(gpu.threads // threads, by_shared, by_registers) / gpu.threads
