@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .errors import BadInput
+from .shapes import LAYOUTS
 
 if TYPE_CHECKING:
     import torch
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-LAYOUTS = ("contiguous", "channels_last", "strided", "unaligned")
 MODELS = ("resnet50", "convnext_t", "vit_s", "llama", "unet")
 
 
@@ -188,7 +188,8 @@ def latency(ops, device, baselines, rounds, output, force) -> int:
     device, chosen = to_device(device), registry.chosen(ops)
     names = to_baselines(baselines or ("aten", "compile"), True)
     return _finish("latency", "calls", device, output, force, latencies.table,
-                   lambda: latencies.measure(chosen, device, names, rounds or 9))  # fmt: skip
+                   lambda: latencies.measure(chosen, device, names, rounds or 9),
+                   absent=registry.absent(chosen, names))  # fmt: skip
 
 
 @commands.command()
@@ -203,7 +204,8 @@ def memory(ops, suite, device, dtypes, layouts, baselines, shapes, output) -> in
     device, names = to_device(device), to_baselines(baselines or ("aten", "unfused"), True)
     request = running.Request(registry.chosen(ops), device, suite, to_dtypes(dtypes), names, layouts, to_shapes(shapes))
     work = running.work_of(request, ops)
-    return _finish("memory", "kept", device, output, None, kept.table, lambda: kept.measure(work, device, names))
+    return _finish("memory", "kept", device, output, None, kept.table, lambda: kept.measure(work, device, names),
+                   absent=registry.absent(request.ops, names))  # fmt: skip
 
 
 @commands.command()
@@ -246,7 +248,7 @@ def train(model, device, threads, rounds, output, force, batch, image, width, de
 
 def _finish(kind: str, key: str, device: torch.device, output: str | None, force: bool | None,
             table: Callable[[list[dict[str, Any]]], Any], measure: Callable[[], list[dict[str, Any]]],
-            file: str | None = None) -> int:  # fmt: skip
+            file: str | None = None, absent: Sequence[str] = ()) -> int:  # fmt: skip
     """Measures, shows and writes. `force` None: noise does not matter to what is measured."""
     from . import machine, results, tables
     from .noise import refuse_if_noisy
@@ -256,10 +258,11 @@ def _finish(kind: str, key: str, device: torch.device, output: str | None, force
         record["noise"] = refuse_if_noisy(device, force)
     found = measure()
     tables.show(table(found))
+    print(*(f"not measured: {text}" for text in absent), sep="\n", end="\n" if absent else "")
     folder = to_folder(output, device)
     if folder:
         path = folder / f"{file or kind}.json"
-        results.write(results.document(kind, record, **{key: found}), path)
+        results.write(results.document(kind, record, **{key: found}, not_measured=list(absent)), path)
         print(f"results: {path}")
     return 0
 

@@ -57,7 +57,7 @@ def measure(
         for candidate in op.candidates(baselines):
             if not candidate.has_backward:
                 continue
-            record = {"op": op.name, "sizes": list(shape.sizes), "layout": shape.layout}
+            record: dict[str, Any] = {"op": op.name, "sizes": list(shape.sizes), "layout": shape.layout}
             record |= {"dtype": str(dtype).removeprefix("torch."), "candidate": candidate.name}
             record["version"] = candidate.version
             try:

@@ -12,7 +12,8 @@ from .errors import TooNoisy
 from .roofs import stream
 from .timing import CpuTimer, CudaTimer, ForeignLoad
 
-BLOCKS, BLOCK_SECONDS, BYTES = 40, 0.025, 1 << 22
+BLOCKS, BLOCK_SECONDS = 40, 0.025
+BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}  # from a core's own cache; from memory
 MOST_SPREAD = 0.15  # half the distance of the quartiles; 0.01 to 0.04 on a quiet machine
 MOST_LOAD = 0.25  # of one core, by other processes; of no matter to a GPU
 
@@ -36,7 +37,7 @@ class Noise:
 
 def listen(device: torch.device, blocks: int = BLOCKS) -> Noise:
     timer: CpuTimer | CudaTimer = CudaTimer() if device.type == "cuda" else CpuTimer()
-    work = stream("1R1W", BYTES, device)
+    work = stream("1R1W", BYTES[device.type], device)
     timer(work, 0, 10)
     calls = max(1, min(timer.longest_block, int(BLOCK_SECONDS / timer(work, 0, 10))))
     load = ForeignLoad()

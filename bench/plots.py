@@ -128,7 +128,8 @@ def heat_map(cells: Sequence[Cell], baseline: str, title: str = "") -> Figure | 
     rows = math.ceil(len(by_op) / columns)
     with matplotlib.rc_context({**STYLE, "axes.spines.left": False, "axes.spines.bottom": False}):
         tallest = max(map(len, by_op.values()))
-        figure = _figure((1.7 + 0.85 * len(dtypes)) * columns + 0.6, (0.24 * tallest + 0.9) * rows + 0.5)
+        width = max(5.0, (1.7 + 0.85 * len(dtypes)) * columns + 0.6)
+        figure = _figure(width, (0.24 * tallest + 0.9) * rows + 0.5)
         grid = figure.subplots(rows, columns, squeeze=False)
         scale = TwoSlopeNorm(0.0, -math.log2(LARGEST_RATIO) / 2, math.log2(LARGEST_RATIO))
         for axis in grid.flat[len(by_op) :]:

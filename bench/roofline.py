@@ -18,8 +18,8 @@ SMALLEST, LARGEST = 16 << 10, {"cpu": 512 << 20, "cuda": 2 << 30}  # bytes that 
 
 
 def large(device: torch.device) -> int:
-    """Surely from DRAM: four times the last level, as far as that is reasonable."""
-    return min(LARGEST[device.type], max(64 << 20, 4 * machine.last_level_cache(device)))
+    """Surely from DRAM: eight times the last level, as far as that is reasonable."""
+    return min(LARGEST[device.type], max(64 << 20, 8 * machine.last_level_cache(device)))
 
 
 def sizes(device: torch.device) -> list[int]:

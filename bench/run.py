@@ -99,6 +99,7 @@ def command(request: Request, named: Sequence[str], output: Path | None, force: 
     record["noise"] = refuse_if_noisy(request.device, force)
     streams = roofline.measure(request.device, [roofline.large(request.device)], rounds=request.rounds)
     done = measure(request, work)
+    done.skipped += registry.absent(request.ops, request.baselines)
     names, dtypes = [op.name for op in request.ops], [str(dtype) for dtype in request.dtypes]
     done.cells.sort(key=lambda cell: (names.index(cell.op), dtypes.index(f"torch.{cell.dtype}")))
     cells = [results.cell_record(cell) for cell in done.cells]

@@ -37,6 +37,8 @@ def console(stderr: bool = False) -> rich.console.Console:
 
 
 def show(table: Table) -> None:
+    if not table.rows:
+        return
     shown = rich.table.Table(title=table.title, title_justify="left", box=rich.box.SIMPLE_HEAD, title_style="bold")
     for index, header in enumerate(table.headers):
         shown.add_column(header, justify="left" if index < LEFT else "right", no_wrap=index < LEFT)

@@ -27,7 +27,7 @@ from .cells import Result
 from .errors import BadInput
 from .harness import failure_of
 from .tables import DASH, Table, percent, ratio
-from .timing import CpuTimer, CudaTimer, interleave, keep_clean
+from .timing import CpuTimer, CudaTimer, Work, interleave, keep_clean
 
 LOSS_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2}  # of the first loss, at each of the steps compared
 COMPARED_STEPS, PROFILED_STEPS = 4, 3
@@ -184,13 +184,15 @@ def measure(
         if last and model not in WITH_FEATURE_MAPS:
             continue
         memory_format = torch.channels_last if last else torch.contiguous_format
-        start = build(model, sizes).to(device)
+        with device:
+            start = build(model, sizes)
         if last:
             start = start.to(memory_format=memory_format)
         inputs = x.contiguous(memory_format=memory_format) if x.dim() == 4 else x
         models = {"torch.nn": copy.deepcopy(start)}
         models["torchfastnorm"] = torchfastnorm.convert(start, fold_activations=fold_activations)
-        steps, records = {}, {}
+        steps: dict[str, Work] = {}
+        records: dict[str, dict[str, Any]] = {}
         for name, one in models.items():
             norms = sum(map(is_norm, one.modules()))
             records[name] = {"model": model, "library": name, "mode": mode, "layout": layout, "sizes": asdict(sizes)}

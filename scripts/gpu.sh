@@ -95,8 +95,8 @@ measure() {
 if [ "$FULL" = 1 ]; then
     measure benchmark 190 run --suite full --time-limit 165 --output "$results"
     measure networks 50 run --suite models --baseline aten --time-limit 30 --output "$results/models"
-    measure train_resnet50 20 train --model resnet50 --mode eager --output "$results"
-    measure train_llama 20 train --model llama --mode eager --output "$results"
+    measure train_resnet50 30 train --model resnet50 --mode eager --layout channels_last --rounds 3 --output "$results"
+    measure train_llama 30 train --model llama --mode eager --rounds 3 --output "$results"
 else
     phase suite 150 "$PYTHON" -m pytest -n 4 --backend cuda -q
     measure benchmark 75 run --suite quick --time-limit 50 --output "$results"

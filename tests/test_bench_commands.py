@@ -69,6 +69,14 @@ def test_run_names_wrong_and_failing_baselines(tmp_path, capsys, monkeypatch):
     assert ours["seconds"] and not any(other["seconds"] for other in others)
 
 
+def test_an_absent_baseline_is_not_passed_over(capsys):
+    arguments = ["rms_norm", "--baseline", "aten", "--baseline", "unfused", "--device", "cpu"]
+    for command in (["run", "--rounds", "1", "--shape", "8x32"], ["memory", "--shape", "8x32"]):
+        assert main([*command, *arguments]) == 0
+        output = capsys.readouterr().out
+        assert "not measured: unfused: not installed, or without these ops" in output and "aten: not" not in output
+
+
 def test_a_time_limit_skips_and_says_so(capsys):
     arguments = ["run", "rms_norm", "--shape", "8x32", "--rounds", "1", "--time-limit", "1e-9", "--device", "cpu"]
     assert main(arguments) == 0

@@ -10,7 +10,7 @@ from bench_cases import CPU, one_thread  # noqa: F401
 from torch import nn
 
 from bench import networks, results, train
-from bench.cli import main
+from bench.cli import MODELS, main
 
 TINY = {
     "resnet50": train.Sizes(4, 32, 8, 1),
@@ -40,6 +40,10 @@ def test_networks_have_the_published_numbers_of_parameters(model, millions, norm
         network = getattr(networks, model)()
     assert round(sum(p.numel() for p in network.parameters()) / 1e6, 3) == millions
     assert sum(map(train.is_norm, network.modules())) == norms
+
+
+def test_the_command_line_offers_every_network():
+    assert tuple(train.SIZES) == MODELS == tuple(TINY)
 
 
 def test_a_planted_wrong_norm_is_seen(monkeypatch, capsys):
