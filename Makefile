@@ -13,6 +13,7 @@
 #   STEPS         of `make native`: native, plain, asan, tsan                          (all)
 #   DEMO_ARGS, COMPARE_ARGS, BENCH_ARGS   further arguments for the demos and the benchmark
 #   OUT           `make gpu` copies its logs and results there
+#   FULL          FULL=1 makes `make gpu` measure everything, in place of suite and sanitizers
 # The build reads MAX_JOBS, FORCE_CUDA, CUDA_HOME and TORCH_CUDA_ARCH_LIST as torch.utils.cpp_extension does.
 
 BASE_PYTHON ?= python3
@@ -89,12 +90,15 @@ torch-versions:  ## build and test against the oldest, the tested and the newest
 	BASE_PYTHON="$(BASE_PYTHON)" scripts/torch_versions.sh
 
 gpu: $(ENVIRONMENT)  ## on a machine with a GPU: build, suite, compute-sanitizer, benchmark, bench/results/<device>
-	@PYTHON="$(PYTHON)" TORCH="$(TORCH)" OUT="$(OUT)" scripts/gpu.sh
+	@PYTHON="$(PYTHON)" TORCH="$(TORCH)" OUT="$(OUT)" FULL="$(FULL)" scripts/gpu.sh
 
-bench: $(ENVIRONMENT)  ## the benchmark; results in bench/results/<device>
+bench: $(ENVIRONMENT)  ## the benchmark, latencies, memory; results and an HTML page in bench/results/<device>
 	@$(REQUIRE) bench
 	@$(BUILD)
-	"$(PYTHON)" -m bench --output auto $(BENCH_ARGS)
+	"$(PYTHON)" -m bench run --output auto $(BENCH_ARGS)
+	"$(PYTHON)" -m bench latency --baseline aten --output auto
+	"$(PYTHON)" -m bench memory --output auto
+	"$(PYTHON)" -m bench report "$$("$(PYTHON)" -m bench run --print-output-folder)"
 
 lint: $(ENVIRONMENT)  ## ruff, mypy, clang-format
 	@$(REQUIRE) lint

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 import torchfastnorm
 from torchfastnorm import reference
 
-from .baselines import ours_and, torch_baselines, unfused
-from .harness import Candidate, Op, Traffic, bars
+from .baselines import cudnn, ours_and, torch_baselines, unfused
+from .cells import Candidate, Op, Traffic, bars
 from .planes import traffic
 
 EPS, MOMENTUM = 1e-5, 0.1
@@ -28,6 +28,7 @@ def of(function: Callable[..., Tensor], training: bool) -> Callable[..., Tensor]
 def candidates(training: bool) -> Callable[[Sequence[str]], list[Candidate]]:
     def chosen(names: Sequence[str]) -> list[Candidate]:
         others = torch_baselines(of(F.batch_norm, training), of(reference.batch_norm, training))
+        others += cudnn(training, MOMENTUM, EPS)
         return ours_and(of(torchfastnorm.batch_norm, training), others, names)
 
     return chosen

@@ -11,7 +11,7 @@ import torchfastnorm
 from torchfastnorm import reference
 
 from .baselines import ours_and, peer, torch_baselines, unfused
-from .harness import Candidate, Op, Traffic, bars
+from .cells import Candidate, Op, Traffic, bars
 from .planes import traffic
 
 GROUPS, EPS = 32, 1e-5

@@ -11,7 +11,7 @@ import torchfastnorm
 from torchfastnorm import reference
 
 from .baselines import ours_and, torch_baselines
-from .harness import Candidate, Op, Traffic, bars
+from .cells import Candidate, Op, Traffic, bars
 from .planes import traffic
 
 EPS = 1e-5

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 import torchfastnorm
 from torchfastnorm import reference
 
-from .baselines import ours_and, peer, torch_baselines
-from .harness import Candidate, Op, Traffic, bars
+from . import row_peers
+from .baselines import ours_and, torch_baselines
+from .cells import Candidate, Op, Traffic, bars
 
 EPS = 1e-5
 
@@ -36,15 +37,7 @@ def candidates(names: Sequence[str]) -> list[Candidate]:
     def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return reference.layer_norm(x, (x.shape[-1],), weight, bias, EPS)
 
-    others = torch_baselines(aten, plain)
-    others += peer("liger", "liger-kernel", "liger_kernel.ops.layer_norm:LigerLayerNormFunction",
-                   lambda f: lambda x, w, b: f.apply(x, w, b, EPS))  # fmt: skip
-    others += peer("quack", "quack-kernels", "quack.rmsnorm:layernorm_fwd",
-                   lambda f: lambda x, w, b: f(x, w.float(), b.float(), EPS), has_backward=False)  # fmt: skip
-    others += peer("apex", "apex", "apex.normalization.fused_layer_norm:fused_layer_norm_affine",
-                   lambda f: lambda x, w, b: f(x, w, b, (x.shape[-1],), EPS))  # fmt: skip
-    others += peer("flashinfer", "flashinfer-python", "flashinfer.norm:layernorm",
-                   lambda f: lambda x, w, b: f(x, w.float(), b.float(), EPS), has_backward=False)  # fmt: skip
+    others = torch_baselines(aten, plain) + row_peers.layer_norm(EPS)
     return ours_and(ours, others, names)
 
 
@@ -59,7 +52,8 @@ def add_candidates(names: Sequence[str]) -> list[Candidate]:
     def plain(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         return reference.add_layer_norm(x, residual, (x.shape[-1],), weight, bias, EPS)
 
-    return ours_and(ours, torch_baselines(aten, plain), names)
+    others = torch_baselines(aten, plain) + row_peers.add_layer_norm(EPS)
+    return ours_and(ours, others, names)
 
 
 OPS = [

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 import torchfastnorm
 from torchfastnorm import reference
 
-from .baselines import ours_and, peer, torch_baselines
-from .harness import Candidate, Op, Traffic, bars
+from . import row_peers
+from .baselines import ours_and, torch_baselines
+from .cells import Candidate, Op, Traffic, bars
 
 EPS = 1e-6
 
@@ -36,14 +37,7 @@ def candidates(names: Sequence[str]) -> list[Candidate]:
     def plain(x: Tensor, weight: Tensor) -> Tensor:
         return reference.rms_norm(x, (x.shape[-1],), weight, EPS)
 
-    others = torch_baselines(aten, plain)
-    others += peer("liger", "liger-kernel", "liger_kernel.ops.rms_norm:LigerRMSNormFunction",
-                   lambda f: lambda x, w: f.apply(x, w, EPS, 0.0, "llama", False))  # fmt: skip
-    others += peer("quack", "quack-kernels", "quack.rmsnorm:rmsnorm", lambda f: lambda x, w: f(x, w, eps=EPS))
-    others += peer("apex", "apex", "apex.normalization.fused_layer_norm:fused_rms_norm_affine",
-                   lambda f: lambda x, w: f(x, w, (x.shape[-1],), EPS))  # fmt: skip
-    others += peer("flashinfer", "flashinfer-python", "flashinfer.norm:rmsnorm",
-                   lambda f: lambda x, w: f(x, w, EPS), has_backward=False)  # fmt: skip
+    others = torch_baselines(aten, plain) + row_peers.rms_norm(EPS)
     return ours_and(ours, others, names)
 
 
@@ -58,11 +52,7 @@ def add_candidates(names: Sequence[str]) -> list[Candidate]:
     def plain(x: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         return reference.add_rms_norm(x, residual, (x.shape[-1],), weight, EPS)
 
-    others = torch_baselines(aten, plain)
-    others += peer("liger", "liger-kernel", "liger_kernel.ops.fused_add_rms_norm:LigerFusedAddRMSNormFunction",
-                   lambda f: lambda x, r, w: f.apply(x, r, w, EPS, 0.0, "llama", False))  # fmt: skip
-    others += peer("quack", "quack-kernels", "quack.rmsnorm:rmsnorm",
-                   lambda f: lambda x, r, w: f(x, w, residual=r, eps=EPS, prenorm=True))  # fmt: skip
+    others = torch_baselines(aten, plain) + row_peers.add_rms_norm(EPS)
     return ours_and(ours, others, names)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import platform
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,10 @@ def device_name(device: torch.device) -> str:
         return platform.processor() or platform.machine()
 
 
+def result_folder(device: torch.device) -> Path:
+    return ROOT / "bench" / "results" / slug(device_name(device))
+
+
 def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", name.lower())).strip("-")
 
@@ -41,13 +47,46 @@ def _git(*arguments: str) -> str:
         return ""
 
 
-def _cpu() -> dict[str, Any]:
+def _caches() -> dict[str, str]:
     caches = {}
     for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         level, kind, size = ((index / leaf).read_text().strip() for leaf in ("level", "type", "size"))
         if kind != "Instruction":
             caches[f"L{level}"] = size
-    return {"name": device_name(torch.device("cpu")), "cores": os.cpu_count(), "caches": caches}
+    return caches
+
+
+def cache_bytes() -> dict[str, int]:
+    """Of the CPU's levels, where the system tells."""
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    return {level: int(size[:-1]) * units[size[-1]] for level, size in _caches().items() if size[-1] in units}
+
+
+def last_level_cache(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).L2_cache_size
+    return max(cache_bytes().values(), default=32 << 20)
+
+
+def _cpu() -> dict[str, Any]:
+    clocks = {}
+    for name in ("scaling_governor", "scaling_cur_freq", "cpuinfo_max_freq"):  # in kHz
+        path = Path("/sys/devices/system/cpu/cpu0/cpufreq", name)
+        if path.is_file():
+            clocks[name] = path.read_text().strip()
+    return {"name": device_name(torch.device("cpu")), "cores": os.cpu_count(), "caches": _caches(), "clocks": clocks}
+
+
+def _nvidia_smi(device: torch.device) -> dict[str, str]:
+    """Driver and clocks (MHz), where nvidia-smi can be asked."""
+    names = ["driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.limit"]
+    command = ["nvidia-smi", f"--id={torch.cuda.get_device_properties(device).uuid}"]
+    command += [f"--query-gpu={','.join(names)}", "--format=csv,noheader,nounits"]
+    try:
+        text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return dict(zip(names, (value.strip() for value in text.strip().split(",")), strict=False))
 
 
 def _gpu(device: torch.device) -> dict[str, Any]:
@@ -58,12 +97,24 @@ def _gpu(device: torch.device) -> dict[str, Any]:
         "multiprocessors": properties.multi_processor_count,
         "L2": properties.L2_cache_size,
         "memory": properties.total_memory,
+        **_nvidia_smi(device),
     }
+
+
+def _versions() -> dict[str, str]:
+    versions = {"torchfastnorm": torchfastnorm.__version__, "torch": torch.__version__}
+    versions["python"] = platform.python_version()
+    if torch.version.cuda:
+        versions |= {"cuda": torch.version.cuda, "cudnn": str(torch.backends.cudnn.version())}
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        versions["triton"] = metadata.version("triton")
+    return versions
 
 
 def describe(device: torch.device) -> dict[str, Any]:
     return {
         "device": device_name(device),
+        "device_type": device.type,
         "cpu": _cpu(),
         **({"gpu": _gpu(device)} if device.type == "cuda" else {}),
         "threads": torch.get_num_threads(),
@@ -71,11 +122,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "commit": _git("rev-parse", "--short=12", "HEAD"),
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "command": " ".join(["python -m bench", *sys.argv[1:]]),
-        "versions": {
-            "torchfastnorm": torchfastnorm.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": _versions(),
         "build": torchfastnorm.build_info(),
         "system": platform.platform(),
         "allocator": allocator.in_force(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from .harness import Traffic
+from .cells import Traffic
 
 
 def traffic(

@@ -31,6 +31,9 @@ class Shape:
         return "rows" if len(self.sizes) == 2 else self.layout
 
 
+LAYOUTS = ("contiguous", "channels_last", "strided", "unaligned")
+
+
 def in_both_layouts(*shapes: Shape) -> tuple[Shape, ...]:
     return tuple(copy for shape in shapes for copy in (shape, replace(shape, layout="channels_last")))
 
@@ -150,6 +153,14 @@ SUITES = {  # what an op's `shapes` names: those on a CPU, those on a GPU
 
 def shapes_of(name: str, device_type: str, suite: str) -> list[Shape]:
     return [shape for shape in SUITES[name][device_type == "cuda"] if suite == "full" or shape.quick]
+
+
+def parse(text: str) -> tuple[int, ...]:
+    """4096x1024 or 32x64x56x56; raises ValueError."""
+    sizes = tuple(map(int, text.lower().split("x")))
+    if not (2 <= len(sizes) <= 5 and min(sizes) > 0):
+        raise ValueError(text)
+    return sizes
 
 
 def given(name: str, sizes: list[tuple[int, ...]]) -> list[Shape]:

@@ -2,13 +2,16 @@
 # What can only be done on a GPU: build for it, the suite on it, the benchmark, compute-sanitizer (`make gpu`).
 #
 #   PYTHON   a Python whose torch sees the GPU        OUT   optional folder: logs and results are copied there
+#   FULL=1   measure everything (all shapes, named networks, training steps) in place of suite and sanitizers
 #
-# Each phase has a time limit and survives the failure of the others; all limits together stay under ten minutes. Exit
-# status: 0 when every phase passed, or when there is no GPU (which one clear line says); 1 when a phase failed.
+# Each phase has a time limit and survives the failure of the others; all limits together stay under ten minutes, with
+# FULL=1 too. Exit status: 0 when every phase passed, or when there is no GPU (which one clear line says); 1 when a phase
+# failed.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-python3}
 OUT=${OUT:-}
+FULL=${FULL:-}
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 
 "$PYTHON" -c 'import torch' 2>/dev/null || "$PYTHON" scripts/requirements.py --torch "${TORCH:-torch}" build
@@ -78,9 +81,31 @@ echo "device: ${device#* } (compute capability ${device%% *})"
 
 phase requirements 30 "$PYTHON" scripts/requirements.py build test bench
 phase build 180 "$PYTHON" scripts/build.py
-phase suite 150 "$PYTHON" -m pytest -n 4 --backend cuda -q
-phase benchmark 110 "$PYTHON" -m bench --suite quick --device cuda --time-limit 80 --output auto
-sanitize 90
+results=$("$PYTHON" -m bench run --device cuda --print-output-folder 2>/dev/null)
+results=${results:-build/gpu-results}
+
+# measure NAME SECONDS COMMAND ARGUMENT...: a command of the benchmark. --force: a GPU that is lent for minutes is measured
+# as it is; the results say how noisy it was.
+measure() {
+    local name=$1 limit=$2 command=$3
+    shift 3
+    phase "$name" "$limit" "$PYTHON" -m bench "$command" --device cuda --force "$@"
+}
+
+if [ "$FULL" = 1 ]; then
+    measure benchmark 190 run --suite full --time-limit 165 --output "$results"
+    measure networks 50 run --suite models --baseline aten --time-limit 30 --output "$results/models"
+    measure train_resnet50 30 train --model resnet50 --mode eager --layout channels_last --rounds 3 --output "$results"
+    measure train_llama 30 train --model llama --mode eager --rounds 3 --output "$results"
+else
+    phase suite 150 "$PYTHON" -m pytest -n 4 --backend cuda -q
+    measure benchmark 75 run --suite quick --time-limit 50 --output "$results"
+fi
+measure roofline 15 roofline --output "$results"
+measure latency 20 latency --baseline aten --rounds 5 --output "$results"
+phase memory 12 "$PYTHON" -m bench memory --device cuda --output "$results"
+phase report 15 "$PYTHON" -m bench report "$results"
+[ "$FULL" = 1 ] || sanitize 90
 
 echo
 printf '%s\n' "${summary[@]}" | tee "$logs/summary.txt"
@@ -88,8 +113,7 @@ if [ -n "$OUT" ]; then
     mkdir -p "$OUT"
     cp "$logs/summary.txt" "$OUT/"
     tar -czf "$OUT/logs.tar.gz" -C build gpu-logs
-    results=$("$PYTHON" -m bench --device cuda --print-output-folder 2>/dev/null)
-    [ -z "$results" ] || [ ! -d "$results" ] || { mkdir -p "$OUT/results" && cp "$results"/* "$OUT/results/"; }
+    [ ! -d "$results" ] || { mkdir -p "$OUT/results" && cp -r "$results"/* "$OUT/results/"; }
     echo "logs and results: $OUT"
 fi
 exit "$failed"

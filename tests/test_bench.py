@@ -2,55 +2,42 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from dataclasses import replace
 
 import pytest
 import torch
-
-pytest.importorskip("tabulate")
-from bench import __main__ as command
-from bench import (
-    bench_batch_norm,
-    bench_group_norm,
-    bench_layer_norm,
-    bench_rms_norm,
-    harness,
-    report,
-    shapes,
-    timing,
+from bench_cases import (
+    BATCH_NORM,
+    BATCH_NORM_ADD_RELU,
+    CPU,
+    GROUP_NORM,
+    INSTANCE_NORM,
+    OPS,
+    PLANE_OPS,
+    PLANES,
+    RMS_NORM,
+    SHAPE,
+    candidate,
+    measure,
+    one_thread,  # noqa: F401
 )
 
-CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():  # a second one only waits where the suite runs in parallel
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-SHAPE = shapes.Shape((64, 256), "small, for the test of the harness")
-OPS = {op.name: op for op in command.parse_arguments([]).ops}
-LAYER_NORM, RMS_NORM = OPS["layer_norm"], OPS["rms_norm"]
-BATCH_NORM, BATCH_NORM_EVAL, BATCH_NORM_ADD_RELU = bench_batch_norm.OPS
-GROUP_NORM, GROUP_NORM_SILU = bench_group_norm.OPS
-INSTANCE_NORM, SWITCH_NORM = OPS["instance_norm"], OPS["switch_norm"]
-PLANE_OPS = [op for op in OPS.values() if op.shapes != "rows"]
-PLANES = shapes.in_both_layouts(shapes.Shape((4, 64, 12, 11), "small, for the test of the harness"))
-
-
-def candidate(name, function, has_backward=True):
-    return harness.Candidate(name, function, "test", has_backward)
-
-
-def measure(*candidates, op=LAYER_NORM, shape=SHAPE, dtype=torch.float32, **options):
-    options = {"rounds": 5, "block_seconds": 0.002, **options}
-    return harness.measure(op, shape, dtype, CPU, list(candidates), **options)
+from bench import (
+    baselines,
+    bench_group_norm,
+    bench_layer_norm,
+    cells,
+    harness,
+    model_shapes,
+    roofs,
+    shapes,
+    tables,
+    timing,
+)
+from bench import check as checking
+from bench.inputs import make_inputs
 
 
 def right(x, weight, bias):
@@ -86,7 +73,7 @@ def test_a_wrong_candidate_is_named_and_not_timed(dtype):
     for cell in measure(candidate("ours", right), candidate("peer", unbiased), dtype=dtype):
         assert cell.results[1].failure.startswith("wrong: y off by")
         assert cell.results[1].seconds == [] and cell.results[0].seconds
-        assert "wrong: y off by" in report.cell_table([cell], "simple")
+        assert "wrong: y off by" in tables.cell_table([cell]).markdown()
 
 
 def test_a_wrong_gradient_is_named():
@@ -121,56 +108,9 @@ def test_a_candidate_that_fails_or_has_no_backward_says_so():
     assert [cell.results[2].failure for cell in cells] == ["", "no backward"]
 
 
-@pytest.mark.parametrize(
-    ("op", "direction", "matrices", "row_numbers", "parameters"),
-    [
-        (bench_layer_norm.OPS[0], "forward", 2, 2, 2),
-        (bench_layer_norm.OPS[0], "backward", 3, 2, 3),
-        (bench_layer_norm.OPS[1], "forward", 4, 2, 2),
-        (bench_layer_norm.OPS[1], "backward", 4, 2, 3),
-        (bench_rms_norm.OPS[0], "forward", 2, 1, 1),
-        (bench_rms_norm.OPS[0], "backward", 3, 1, 2),
-        (bench_rms_norm.OPS[1], "forward", 4, 1, 1),
-        (bench_rms_norm.OPS[1], "backward", 4, 1, 2),
-    ],
-    ids=lambda value: getattr(value, "name", value),
-)
-def test_byte_formulas(op, direction, matrices, row_numbers, parameters):
-    rows, cols, size = 32768, 1024, 2
-    expected = matrices * rows * cols * size + row_numbers * rows * 4 + parameters * cols * size
-    assert op.traffic(direction, (rows, cols), size).total == expected
-    total = op.traffic(direction, (rows, cols), 8).total
-    assert total == 4 * expected + row_numbers * rows * (8 - 16)  # fp64 statistics
-
-
-@pytest.mark.parametrize(
-    ("op", "direction", "maps", "sets", "parameters"),
-    [
-        (BATCH_NORM, "forward", 2, 256, 2 + 4),  # running statistics: read and written
-        (BATCH_NORM, "backward", 3, 256, 3),
-        (BATCH_NORM_EVAL, "forward", 2, 256, 2 + 2),
-        (BATCH_NORM_EVAL, "backward", 3, 256, 3),
-        (BATCH_NORM_ADD_RELU, "forward", 3, 256, 2 + 4),
-        (BATCH_NORM_ADD_RELU, "backward", 5, 256, 4),
-        (GROUP_NORM, "forward", 2, 8 * 32, 2),
-        (GROUP_NORM_SILU, "backward", 3, 8 * 32, 3),
-        (INSTANCE_NORM, "forward", 2, 8 * 256, 2),
-        (INSTANCE_NORM, "backward", 3, 8 * 256, 3),
-        (SWITCH_NORM, "forward", 2, 2 * 8 * 256 + 8 + 256, 2 + 4),
-        (SWITCH_NORM, "backward", 3, 2 * 8 * 256 + 8 + 256, 3),
-    ],
-    ids=lambda value: getattr(value, "name", value),
-)
-def test_byte_formulas_of_feature_maps(op, direction, maps, sets, parameters):
-    sizes = (8, 256, 32, 30)
-    for size in (2, 4, 8):
-        expected = maps * math.prod(sizes) * size + 2 * sets * max(4, size) + parameters * 256 * size
-        assert op.traffic(direction, sizes, size).total == expected
-
-
 @pytest.mark.parametrize("layout", ["contiguous", "strided", "unaligned"])
 def test_inputs_have_the_layout_that_the_shape_names(layout):
-    inputs = harness.make_inputs(RMS_NORM, replace(SHAPE, layout=layout), torch.float32, CPU, seed=0)
+    inputs = make_inputs(RMS_NORM, replace(SHAPE, layout=layout), torch.float32, CPU, seed=0)
     x = inputs.leaves[0]
     cols = SHAPE.sizes[1]
     assert x.shape == SHAPE.sizes and x.is_leaf
@@ -180,7 +120,7 @@ def test_inputs_have_the_layout_that_the_shape_names(layout):
 
 @pytest.mark.parametrize("shape", PLANES, ids=str)
 def test_feature_maps_and_their_gradients_have_one_layout(shape):
-    inputs = harness.make_inputs(BATCH_NORM_ADD_RELU, shape, torch.bfloat16, CPU, seed=0)
+    inputs = make_inputs(BATCH_NORM_ADD_RELU, shape, torch.bfloat16, CPU, seed=0)
     by_name = dict(zip(BATCH_NORM_ADD_RELU.inputs, inputs.inputs, strict=True))
     maps = [by_name["x"], by_name["residual"], *inputs.upstream]
     memory_format = torch.channels_last if shape.layout == "channels_last" else torch.contiguous_format
@@ -197,8 +137,8 @@ def test_feature_maps_and_their_gradients_have_one_layout(shape):
 def test_candidates_for_feature_maps_are_right(op, dtype, shape):
     candidates = op.candidates(["aten", "unfused", "reference"])
     assert [c.name for c in candidates][:2] == ["torchfastnorm", "aten"]
-    inputs = harness.make_inputs(op, shape, dtype, CPU, seed=0)
-    wrong = {c.name: harness.check(op, c, inputs)[0] for c in candidates}
+    inputs = make_inputs(op, shape, dtype, CPU, seed=0)
+    wrong = {c.name: checking.check(op, c, inputs)[0] for c in candidates}
     assert not any(wrong.values()), wrong
 
 
@@ -209,7 +149,7 @@ def test_running_statistics_of_candidates_are_apart():
 
 
 def test_a_part_is_checked_along_what_is_independent(monkeypatch):
-    monkeypatch.setattr(harness, "CHECKED_ELEMENTS", 4 * 64 * 12 * 11 // 4)  # a quarter
+    monkeypatch.setattr(checking, "CHECKED_ELEMENTS", 4 * 64 * 12 * 11 // 4)  # a quarter
 
     for op, dimension in ((BATCH_NORM, 1), (INSTANCE_NORM, 0)):
 
@@ -220,10 +160,10 @@ def test_a_part_is_checked_along_what_is_independent(monkeypatch):
             y.narrow(dimension, first * whole // 4, whole // 4).mul_(1.5)
             return y
 
-        inputs = harness.make_inputs(op, PLANES[0], torch.float32, CPU, seed=0)
-        assert harness.check(op, candidate("seen", spoilt), inputs)[0].startswith("wrong: y off by")
+        inputs = make_inputs(op, PLANES[0], torch.float32, CPU, seed=0)
+        assert checking.check(op, candidate("seen", spoilt), inputs)[0].startswith("wrong: y off by")
         unseen = candidate("unseen", lambda *inputs, f=spoilt: f(*inputs, first=1))
-        assert harness.check(op, unseen, inputs) == ("", "")
+        assert checking.check(op, unseen, inputs) == ("", "")
 
 
 def test_a_gradient_may_differ_at_a_kink_only():
@@ -242,47 +182,74 @@ def test_a_gradient_may_differ_at_a_kink_only():
             grad.flatten()[: int(ctx.share * grad.numel())] *= -1
             return grad, None
 
-    inputs = harness.make_inputs(BATCH_NORM_ADD_RELU, PLANES[0], torch.float32, CPU, seed=0)
+    inputs = make_inputs(BATCH_NORM_ADD_RELU, PLANES[0], torch.float32, CPU, seed=0)
 
     def check(share):
         function = lambda x, r, *others: right(x, Through.apply(r, share), *others)  # noqa: E731
-        return harness.check(BATCH_NORM_ADD_RELU, candidate("peer", function), inputs)[0]
+        return checking.check(BATCH_NORM_ADD_RELU, candidate("peer", function), inputs)[0]
 
     assert check(0.005) == ""
     assert check(0.02).startswith("wrong: gradient of residual off by")
 
 
 def test_bars_and_means_keep_the_layouts_apart():
-    contiguous = harness.bars("aten", contiguous=(1.15, 1.5), channels_last=(1.5, 3.0))
+    contiguous = cells.bars("aten", contiguous=(1.15, 1.5), channels_last=(1.5, 3.0))
     assert GROUP_NORM.cpu_bars == contiguous and contiguous["aten", "channels_last", torch.bfloat16] == 3.0
-    op = replace(GROUP_NORM, cpu_bars=harness.bars("aten", contiguous=(1.15, 1.5), channels_last=(4.0, 4.0)))
-    cells = []
+    op = replace(GROUP_NORM, cpu_bars=cells.bars("aten", contiguous=(1.15, 1.5), channels_last=(4.0, 4.0)))
+    found = []
     for shape, faster in zip(PLANES, (2.0, 3.0), strict=True):
         large = replace(shape, sizes=(64, *shape.sizes[1:]))
-        results = [harness.Result("torchfastnorm", "", [1.0]), harness.Result("aten", "", [faster])]
-        roof = harness.Result("roof", "", [1.0])
-        traffic = harness.Traffic(1, 1)
-        cells.append(harness.Cell(op.name, large, "float32", "forward+backward", traffic, results, roof, 1, 1))
-    lines = report.summary_table(cells, [op], CPU, "plain").splitlines()
-    assert lines[1].split()[:7] == ["group_norm", "contiguous", "float32", "aten", "2.00", "1.15", "met"]
-    assert lines[2].split()[:7] == ["group_norm", "channels_last", "float32", "aten", "3.00", "4", "MISSED"]
-    assert "64x64x12x11 channels_last" in report.cell_table(cells, "plain")
-    assert json.loads(report.as_json({}, cells, [], []))["cells"][1]["sizes"] == [64, 64, 12, 11]
+        results = [cells.Result("torchfastnorm", "", [1.0]), cells.Result("aten", "", [faster])]
+        roof = cells.Result("roof", "", [1.0])
+        found.append(
+            cells.Cell(op.name, large, "float32", "forward+backward", cells.Traffic(1, 1), results, roof, "1R1W")
+        )
+    rows = tables.summary_table(found, {op.name: op}, "cpu").rows
+    assert rows[0][:6] == ["group_norm", "contiguous", "float32", "aten", "2.00", "1.15 met"]
+    assert rows[1][:6] == ["group_norm", "channels_last", "float32", "aten", "3.00", "4 MISSED"]
+    assert tables.summary_table(found, {op.name: op}, "cuda").rows[0][5] == "-"
+    assert "64x64x12x11 channels_last" in tables.cell_table(found).markdown()
 
 
-def test_shapes_fit_the_ops_that_take_them(capsys):
-    options = command.parse_arguments(["batch_norm", "layer_norm", "--shape", "2x3x4x5", "--shape", "8X16"])
-    found = [[str(shape) for shape in shapes.given(op.shapes, options.shape)] for op in options.ops]
-    assert found == [["2x3x4x5", "2x3x4x5 channels_last"], ["8x16"]]
+def test_suites_fit_the_ops():
     for op in PLANE_OPS:
         for device_type in ("cpu", "cuda"):
             chosen = [shapes.shapes_of(op.shapes, device_type, suite) for suite in ("quick", "full")]
             assert set(chosen[0]) <= set(chosen[1]) and {s.kind for s in chosen[0]} == {"contiguous", "channels_last"}
             assert all(shape.sizes[1] % bench_group_norm.GROUPS == 0 for shape in chosen[1] if "group" in op.name)
-    for arguments in (["group_norm", "--shape", "8x16"], ["--shape", "8"], ["--shape", "8x0"]):
-        with pytest.raises(SystemExit):
-            command.parse_arguments(arguments)
-    assert "group_norm is measured on NxCxHxW" in capsys.readouterr().err
+    names = ("ResNet-50", "ConvNeXt-T", "ViT-S", "ViT-B", "Llama 7-8B", "Stable Diffusion", "nnU-Net")
+    found = [model_shapes.of(op.name, op.shapes, d) for op in OPS.values() for d in ("cpu", "cuda")]
+    reasons = {shape.reason for chosen in found for shape in chosen}
+    assert all(any(reason.startswith(name) for reason in reasons) for name in names)
+    assert all(reason.startswith(names) and ": " in reason for reason in reasons)
+
+
+def test_roofs_have_the_mix_of_the_cell():
+    def mixes(name, sizes, direction):
+        return roofs.roof_of(OPS[name], shapes.Shape(sizes, ""), 4, direction, CPU, 1)[1]
+
+    rows, planes = (2048, 1024), (8, 64, 32, 32)
+    assert mixes("layer_norm", rows, "forward+backward") == "1R1W+2R1W"
+    assert mixes("add_rms_norm", rows, "forward+backward") == "2R2W+3R1W"
+    assert mixes("batch_norm", planes, "forward+backward") == "1R1W+2R1W"
+    assert mixes("batch_norm_add_relu", planes, "forward+backward") == "2R1W+2R1W"  # 3 read, 2 written: the nearest
+    for name, mix in roofs.MIXES.items():
+        assert name == f"{mix.reads}R{mix.writes}W"
+        roofs.stream(name, 4096, CPU, sets=2)(1)
+
+
+def test_buffers_are_rotated_past_the_cache(monkeypatch):
+    monkeypatch.setattr(harness, "last_level_cache", lambda device: 1 << 20)
+    seen = set()
+
+    def spy(x, weight, bias):
+        seen.add(x.data_ptr())
+        return right(x, weight, bias)
+
+    for rotate, expected in ((None, 1), (True, 24)):  # 3 MB in sets of 64 x 256 x 4 x 2 bytes and a little
+        seen.clear()
+        cell = measure(candidate("ours", spy), directions=["forward"], rotate=rotate, rounds=2, block_seconds=0.02)[0]
+        assert cell.sets == expected and (len(seen) == 1) == (expected == 1)
 
 
 def test_disturbed_rounds_are_left_out_only_if_enough_remain():
@@ -291,9 +258,9 @@ def test_disturbed_rounds_are_left_out_only_if_enough_remain():
     assert timing.keep_clean(times, [True, False, True, False]) == times
 
 
-def test_results_are_valid_json_and_name_the_failures():
-    cells = measure(candidate("ours", right), candidate("aten", right), directions=["forward+backward"])
-    record = json.loads(report.as_json({"device": "test"}, cells, [], ["layer_norm 1x1: time limit"]))
-    cell = record["cells"][0]
-    assert cell["bytes_read"] + cell["bytes_written"] == cells[0].traffic.total
-    assert len(cell["candidates"]) == 2 and record["not_measured"] == ["layer_norm 1x1: time limit"]
+def test_an_installed_peer_that_cannot_be_imported_is_reported():
+    assert baselines.peer("apex", "no-such-package-of-that-name", "apex:norm", lambda f: f) == []
+    broken = baselines.peer("broken", "torch", "torch.no_such_module:norm", lambda f: f)
+    cell = measure(candidate("ours", right), *broken, directions=["forward"])[0]
+    assert cell.results[1].failure.startswith("failed: ImportError: torch.no_such_module:norm")
+    assert any("broken: failed: ImportError" in note for note in tables.notes([cell]))
