@@ -49,10 +49,9 @@ def nvcc(home: Path, option: str) -> str:
 
 
 def extension() -> cpp_extension.CppExtension:
-    folders = ("csrc/bindings/*.cpp", "csrc/bindings/common/*.cpp", "csrc/cpu/*.cpp")
-    sources = [source for folder in folders for source in glob(folder, root_dir=ROOT)]
+    sources = [*glob("csrc/bindings/*.cpp"), *glob("csrc/bindings/common/*.cpp"), *glob("csrc/cpu/*.cpp")]
     # csrc/cuda/*.cpp is host code without CUDA (launch plans): part of every build.
-    sources += glob("csrc/cuda/*.cpp", root_dir=ROOT)
+    sources += glob("csrc/cuda/*.cpp")
     cxx = ["-O3", "-g0", "-std=c++20", "-fopenmp", "-fvisibility=hidden", f'-DTORCHFASTNORM_VERSION="{VERSION}"']
     flags = {"cxx": cxx}
     link: list[str] = []
@@ -72,7 +71,7 @@ def extension() -> cpp_extension.CppExtension:
         ]
         flags["nvcc"] = ["-O3", "-std=c++20", "--expt-relaxed-constexpr", "-lineinfo", "-Xfatbin", "-compress-all"]
         flags["nvcc"] += ["-DTORCHFASTNORM_CUDA", "-Xcompiler", "-fvisibility=hidden"]
-        sources += glob("csrc/cuda/*.cu", root_dir=ROOT)
+        sources += glob("csrc/cuda/*.cu")
         include = [str(home / "include")]
         # The weak stream symbol (csrc/bindings/common/backend.h) is found only if libtorch itself is linked, although
         # nothing else of it is needed. The runtime is linked in, so that no CUDA library has to be on the user's path.
@@ -83,6 +82,5 @@ def extension() -> cpp_extension.CppExtension:
     )
 
 
-if __name__ == "__main__":  # torchfastnorm/_jit.py asks for extension() alone
-    os.chdir(ROOT)
-    setup(ext_modules=[extension()], cmdclass={"build_ext": cpp_extension.BuildExtension})
+os.chdir(ROOT)
+setup(ext_modules=[extension()], cmdclass={"build_ext": cpp_extension.BuildExtension})
