@@ -96,5 +96,6 @@ def extension() -> cpp_extension.CppExtension:
     )
 
 
-os.chdir(ROOT)
-setup(ext_modules=[extension()], cmdclass={"build_ext": cpp_extension.BuildExtension})
+if __name__ == "__main__":  # torchfastnorm/_jit.py asks for extension() alone
+    os.chdir(ROOT)
+    setup(ext_modules=[extension()], cmdclass={"build_ext": cpp_extension.BuildExtension})

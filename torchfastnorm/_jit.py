@@ -7,6 +7,8 @@ objects lie in build/jit. The first import compiles everything, for the GPU of t
 from __future__ import annotations
 
 import importlib.util
+import os
+import shlex
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -29,6 +31,19 @@ def _setup_script() -> ModuleType:
     return script
 
 
+def _units(sources: list[str], folder: Path) -> list[str]:
+    """A file for each source that includes it: objects are named after their files, which must then differ."""
+    units = []
+    for source in sources:
+        unit = folder / "units" / source.replace("/", "-")
+        text = f'#include "{ROOT / source}"\n'
+        if not unit.exists() or unit.read_text(encoding="utf-8") != text:
+            unit.parent.mkdir(parents=True, exist_ok=True)
+            unit.write_text(text, encoding="utf-8")
+        units.append(str(unit))
+    return units
+
+
 def load() -> ModuleType:
     """Compile what has changed and import it as ``torchfastnorm._C``.
 
@@ -38,13 +53,17 @@ def load() -> ModuleType:
     """
     if NAME in sys.modules:
         return sys.modules[NAME]
-    extension = _setup_script().extension()
-    flags = extension.extra_compile_args
+    before = Path.cwd()
+    os.chdir(ROOT)
+    try:
+        extension = _setup_script().extension()
+    finally:
+        os.chdir(before)
+    flags = {name: [shlex.quote(f) for f in values] for name, values in extension.extra_compile_args.items()}
     folder = ROOT / "build" / "jit" / f"py{sys.version_info.major}.{sys.version_info.minor}-torch{torch.__version__}"
-    folder.mkdir(parents=True, exist_ok=True)
     module: ModuleType = cpp_extension.load(
         "_C",
-        [str(ROOT / source) for source in extension.sources],
+        _units(extension.sources, folder),
         extra_cflags=flags["cxx"],
         extra_cuda_cflags=flags.get("nvcc"),
         extra_ldflags=extension.extra_link_args,
