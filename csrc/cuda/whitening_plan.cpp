@@ -56,7 +56,8 @@ WhiteningPlan plan_whitening_moments(const WhiteningProblem& problem, const Devi
   const int64_t panels = problem.two_tensors || plan.tiles > 1 ? 2 : 1;
   plan.shared_bytes = (panels * panel_values(plan, stat, plan.layout == Layout::ChannelsLast) + 4 * plan.tile) * stat;
   const int64_t wanted = ceil_div(int64_t(device.multiprocessors) * moments_blocks, plan.bundles * plan.pairs);
-  plan.slab = ceil_div(plan.panels, std::clamp<int64_t>(plan.panels / least_slab_panels, 1, wanted));
+  plan.slab = std::min<int64_t>(ceil_div(plan.panels, std::clamp<int64_t>(plan.panels / least_slab_panels, 1, wanted)),
+                                most_slab_panels);
   plan.slabs = ceil_div(plan.panels, plan.slab);
   plan.registers = registers_within(whitening_threads, moments_blocks);
   plan.blocks = plan.slabs * plan.bundles * plan.pairs;

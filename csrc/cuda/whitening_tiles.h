@@ -24,6 +24,9 @@ constexpr int transform_static_bytes = 16;
 // A slab is at least so many panels, so that what it leaves, a tile by a tile of the accumulation type, is little
 // beside what it reads.
 constexpr int least_slab_panels = 16;
+// And no more than so many: rounding errors of a long sum grow with its length, and slabs are merged as a tree's
+// branches.
+constexpr int most_slab_panels = 256;
 
 // The merge of slabs: 32 neighbouring co-moments a block, the slabs cut among so many warps.
 constexpr int finish_warps = 8;

@@ -54,8 +54,16 @@ __device__ __forceinline__ void store_from_shared(T* p, const A* values, int cou
   const int from = before ? -offset : 0, to = count < N - offset ? count : N - offset;
   if (to - from == N) {
     A v[N];
+    if (from == 0) {  // 16 bytes at a time: neighbours are N values apart, and would meet in a few banks
 #pragma unroll
-    for (int j = 0; j < N; ++j) v[j] = values[from + j];
+      for (int j = 0; j < N; j += Packed<A>::size) {
+        const Packed<A> part = *reinterpret_cast<const Packed<A>*>(values + j);
+        memcpy(v + j, part.word, 16);
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < N; ++j) v[j] = values[from + j];
+    }
     const Packed<T> packed = pack<T>(v);
     store(reinterpret_cast<uint4*>(p - offset),
           make_uint4(packed.word[0], packed.word[1], packed.word[2], packed.word[3]));

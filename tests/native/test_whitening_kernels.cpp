@@ -164,6 +164,7 @@ Run run(const Case& c, bool check, double plant = 0) {
   const std::vector<double> us = unpacked(u), vs = c.two ? unpacked(v) : us, ys = unpacked(y);
   const std::vector<double> means_u = means_of(us), means_v = means_of(vs);
   const double unit = epsilon(stat);
+  const double of_moments = c.type == D ? 16 : 8;  // double is added up term by term, float 8 terms at a time
   const auto close = [&](const char* what, int64_t i, double ours, double expected, double allowed, double& most) {
     most = std::max(most, std::abs(ours - expected) / allowed);
     CHECK(std::abs(ours - expected) <= allowed)
@@ -184,8 +185,8 @@ Run run(const Case& c, bool check, double plant = 0) {
                                  (vs[size_t(col * positions + p)] - means_v[size_t(col)]);
           sum += product, size += std::abs(product);
         }
-        close("moments", at, moments.get(at), double(sum / positions), 8 * unit * (double(size / positions) + 0.1),
-              worst.moment);
+        close("moments", at, moments.get(at), double(sum / positions),
+              of_moments * unit * (double(size / positions) + 0.1), worst.moment);
         if (!c.two)
           CHECK(moments.get(at) == moments.get((group * width + j) * width + i)) << c.what() << ": not symmetric";
       }
@@ -294,6 +295,21 @@ void run_bytes(Layout layout, DType type, int64_t width, int64_t groups, bool tw
       << c.what() << ": means and shift";
 }
 
+// Slabs cover all panels, none is empty or longer than rounding errors allow, whatever the size.
+void check_plans() {
+  for (int64_t samples : {1, 7, 300, 70000})
+    for (int64_t spatial : {1, 49, 3136, 262144})
+      for (int64_t width : {1, 16, 64, 512})
+        for (int multiprocessors : {1, 132}) {
+          const DeviceLimits device{multiprocessors, 227 * 1024, 16};
+          const WhiteningPlan plan = plan_whitening_moments({{samples, width, spatial, 1, First}, B, false}, device);
+          CHECK(plan.slab >= 1 && plan.slab <= 256 && plan.slab * plan.slabs >= plan.panels &&
+                plan.slab * (plan.slabs - 1) < plan.panels)
+              << samples << " x " << width << " x " << spatial << ": " << plan.slabs << " slabs of " << plan.slab;
+          CHECK(plan.blocks == plan.slabs * plan.pairs * plan.bundles) << "blocks " << plan.blocks;
+        }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -316,6 +332,7 @@ int main(int argc, char** argv) {
         run_not_finite(layout, type, 20, 2, false);
         run_not_finite(layout, type, 40, 1, true);
       }
+    check_plans();
     for (Layout layout : {First, Last})
       for (bool two : {false, true}) {
         if (what == "fewest" && two) continue;
