@@ -72,7 +72,7 @@ def of(op: str, shapes: str, device_type: str) -> tuple[Shape, ...]:
     if shapes == "group_norm":
         return stable_diffusion(8 if gpu else 1)
     if shapes == "instance_norm":
-        return nn_unet(2, 128) if gpu else nn_unet(1, 64)
+        return nn_unet(2, 128 if gpu else 64)
     if "rms_norm" in op:
         return llama(8192 if gpu else 512)
     return (*convnext_tiny(64 if gpu else 8), *vit(64 if gpu else 8))
