@@ -68,8 +68,7 @@ def extension() -> cpp_extension.CppExtension:
     sources = [*bindings(), *glob("csrc/cpu/*.cpp"), *glob("csrc/cuda/*.cpp")]
     cxx = ["-O3", "-g0", "-std=c++20", "-fopenmp", "-fvisibility=hidden", f'-DTORCHFASTNORM_VERSION="{VERSION}"']
     flags = {"cxx": cxx}
-    link: list[str] = []
-    include: list[str] = []
+    link, include = list[str](), list[str]()
     home = find_cuda()
     if home:
         cpp_extension.CUDA_HOME = str(home)  # torch leaves it None where it has no CUDA itself
