@@ -31,7 +31,7 @@ asan() {
   TORCHFASTNORM_SIM=asan LD_PRELOAD="$(preload asan)" \
     ASAN_OPTIONS="detect_leaks=0:use_sigaltstack=0:detect_odr_violation=0" UBSAN_OPTIONS="print_stacktrace=1" \
     "$PYTHON" -m pytest -n "$WORKERS" -p no:faulthandler --backend sim \
-    tests/test_{layer,rms,batch,group,instance,switch}_norm.py tests/test_batch_renorm.py \
+    tests/test_{layer,rms,batch,group,instance,switch}_norm.py tests/test_batch_{renorm,whitening}.py \
     tests/test_{row,plane}_norm_{strides,gradients}.py tests/test_plane_norm_{mask,running}.py $PYTEST_ARGS
 }
 tsan() {
