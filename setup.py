@@ -48,10 +48,24 @@ def nvcc(home: Path, option: str) -> str:
     return subprocess.run([home / "bin/nvcc", option], capture_output=True, text=True, check=True).stdout
 
 
+def bindings() -> list[str]:
+    """csrc/bindings by stem, row_norm.cpp with row_norm_autograd.cpp ...: torch's headers take most of the time."""
+    units: dict[str, str] = {}
+    for path in map(Path, sorted(glob("csrc/bindings/**/*.cpp", recursive=True))):
+        stem = "python" if path.stem in ("module", "plan", "fast_entry") else path.stem  # these speak Python
+        unit = next((u for u in units if stem.startswith(f"{u}_")), stem)
+        units[unit] = units.get(unit, "") + f'#include "../../{path}"\n'
+    files = {Path(f"build/bindings/{unit}.cpp"): text for unit, text in units.items()}
+    for file, text in files.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not file.exists() or file.read_text() != text:  # the time stamp decides what is compiled again
+            file.write_text(text)
+    return [str(file) for file in files]
+
+
 def extension() -> cpp_extension.CppExtension:
-    sources = [*glob("csrc/bindings/*.cpp"), *glob("csrc/bindings/common/*.cpp"), *glob("csrc/cpu/*.cpp")]
     # csrc/cuda/*.cpp is host code without CUDA (launch plans): part of every build.
-    sources += glob("csrc/cuda/*.cpp")
+    sources = [*bindings(), *glob("csrc/cpu/*.cpp"), *glob("csrc/cuda/*.cpp")]
     cxx = ["-O3", "-g0", "-std=c++20", "-fopenmp", "-fvisibility=hidden", f'-DTORCHFASTNORM_VERSION="{VERSION}"']
     flags = {"cxx": cxx}
     link: list[str] = []

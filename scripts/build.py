@@ -61,7 +61,7 @@ def run(command: list[str], log: Path) -> int:
         assert process.stdout is not None
         for line in process.stdout:
             kept.write(line)
-            step = re.match(r"(\[\d+/\d+\]).* -c \S*?(csrc/\S+)", line)
+            step = re.match(r"(\[\d+/\d+\]).* -c \S*?((?:csrc|build/bindings)/\S+)", line)
             if step:
                 print("  ", *step.groups(), flush=True)
     return process.returncode
