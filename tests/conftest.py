@@ -21,7 +21,9 @@ BACKENDS = ("cpu", "sim", "cuda")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     present = BACKENDS if torch.cuda.is_available() else BACKENDS[:-1]
-    parser.addoption("--backend", default=",".join(present), help="comma-separated backends to run (default: %(default)s)")
+    parser.addoption(
+        "--backend", default=",".join(present), help="comma-separated backends to run (default: %(default)s)"
+    )
     parser.addoption("--slow", action="store_true", help="also run tests marked slow (minutes, many GB of memory)")
 
 
