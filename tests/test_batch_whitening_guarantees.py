@@ -279,26 +279,3 @@ def test_the_order_of_threads_and_blocks_does_not_matter(
     for order, seed in (("reverse", 0), ("random", 1)):
         with open_backend("sim", order=order, seed=seed):
             assert_same_results(run(), forward)
-
-
-@pytest.mark.backends("cuda")
-@all_layouts
-def test_cuda_graph(backend: TestBackend, layout: str) -> None:
-    """iternorm waits for nothing: captured once, replayed, the bits of plain calls."""
-    arguments = make((4, 32, 14, 14), 16, torch.float32, backend, layout)
-    options = {"training": True, "num_channels": 16, "method": "iternorm"}
-    static = {name: t.clone() for name, t in arguments.items()}
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        batch_whitening(**static, **options)
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        y = batch_whitening(**static, **options)
-    for seed in (1, 2):
-        now = make((4, 32, 14, 14), 16, torch.float32, backend, layout, seed=seed)
-        for name, t in now.items():
-            static[name].copy_(t)
-        graph.replay()
-        assert torch.equal(y, batch_whitening(**now, **options))
-        assert torch.equal(static["running_wm"], now["running_wm"])

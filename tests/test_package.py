@@ -41,7 +41,7 @@ def test_public_names() -> None:
     stems = ("BatchNorm", "BatchRenorm", "InstanceNorm", "SwitchNorm")
     names |= {f"{stem}{dims}d" for stem in stems for dims in (1, 2, 3)}
     names |= {"batch_whitening", "BatchWhitening", "IterNorm"}
-    names |= {"batch_renorm", "switch_norm", "functional", "convert", "build_info", "__version__", "explain"}
+    names |= {"batch_renorm", "switch_norm", "functional", "convert", "build_info", "__version__", "explain", "plan"}
     assert set(torchfastnorm.__all__) == names
     assert all(hasattr(torchfastnorm, name) for name in names)
 

@@ -51,6 +51,18 @@ class KernelPlan:
     reason: str
     chosen: str = ""
 
+    def text(self, rate: float) -> str:
+        """Four lines; ``rate``: bytes a second."""
+        launch = f"grid {self.grid}, block {self.block}"
+        launch += f", cluster {self.cluster}" * (self.cluster > 1)
+        launch += f", {self.shared_bytes} bytes of shared memory" * (self.shared_bytes > 0)
+        launch += ", cooperative" * self.cooperative
+        again = f", {self.reread_bytes:,} of them read again" if self.reread_bytes else ""
+        lines = [self.reason + f"; chosen by hand: {self.chosen}" * bool(self.chosen)]
+        lines += [f"occupancy at least {self.occupancy:.0%}"]
+        lines += [f"{self.bytes:,} bytes{again}: {self.bytes / rate * 1e6:.2f} us"]
+        return f"  {self.direction:8}  {self.kernel}: {launch}" + "".join(f"\n{' ' * 12}{line}" for line in lines)
+
 
 def occupancy(plan: dict[str, Any], gpu: GPU) -> float:
     """Of the kernel that ``plan`` (a dict of ``_C.row_plan`` or ``plane_plan``) launches."""

@@ -241,13 +241,4 @@ def explain(
     )
     rate = bandwidth or device.bandwidth
     print(f"{op} of {tuple(shape)}, {str(dtype).removeprefix('torch.')}, on {device.name} at {rate / 1e12:.3g} TB/s")
-    for plan in plans:
-        launch = f"grid {plan.grid}, block {plan.block}"
-        launch += f", cluster {plan.cluster}" * (plan.cluster > 1)
-        launch += f", {plan.shared_bytes} bytes of shared memory" * (plan.shared_bytes > 0)
-        launch += ", cooperative" * plan.cooperative
-        again = f", {plan.reread_bytes:,} of them read again" if plan.reread_bytes else ""
-        print(f"  {plan.direction:8}  {plan.kernel}: {launch}")
-        print(f"            {plan.reason}" + f"; chosen by hand: {plan.chosen}" * bool(plan.chosen))
-        print(f"            occupancy at least {plan.occupancy:.0%}")
-        print(f"            {plan.bytes:,} bytes{again}: {plan.bytes / rate * 1e6:.2f} us")
+    print(*(plan.text(rate) for plan in plans), sep="\n")
