@@ -6,7 +6,6 @@ import contextlib
 import datetime
 import os
 import platform
-import re
 import subprocess
 import sys
 from importlib import metadata
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 import torchfastnorm
+from torchfastnorm._plan_choice import slug
 
 from . import allocator
 
@@ -34,10 +34,6 @@ def device_name(device: torch.device) -> str:
 
 def result_folder(device: torch.device) -> Path:
     return ROOT / "bench" / "results" / slug(device_name(device))
-
-
-def slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", name.lower())).strip("-")
 
 
 def _git(*arguments: str) -> str:

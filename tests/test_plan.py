@@ -153,6 +153,25 @@ def test_a_tuning_table_is_for_its_calls_alone(tmp_path):
         assert not sim.launches()[-1].cooperative
 
 
+@needs_sim
+def test_a_tuned_plan_gives_way_where_it_cannot_run():
+    """A table does not know how many rows there are, nor what is fused."""
+    many = TunedPlan("row_forward", "float32", {"cols": 3000}, Choice("registers", cluster=2, blocks=1056))
+    backward = TunedPlan("row_backward", "float32", {"cols": 3000}, Choice("registers", blocks=132))
+    impossible = TunedPlan("row_forward", "float32", {"cols": 9000}, Choice("warp"))
+    _plan_choice.use_plans([many, backward, impossible])
+    with sim.backend():
+        for rows in (1, 9):
+            x = torch.randn(rows, 3000)
+            got = row_norm(x, x)
+            assert sim.launches()[-2].grid[0] <= 2 * rows
+            with torchfastnorm.plan("row_forward"), torchfastnorm.plan("row_backward"):
+                torch.testing.assert_close(got, row_norm(x, x), rtol=1e-4, atol=1e-4)
+        torchfastnorm.layer_norm(torch.randn(2, 9000), (9000,))
+        assert sim.launches()[-1].name == "row_forward_block"
+        torchfastnorm.layer_norm(torch.randn(0, 3000), (3000,))
+
+
 @pytest.mark.parametrize(
     "text", ("{", "{}", '{"plans": [{"kernel": "row"}]}', json.dumps({"plans": [{**vars(ENTRY), "choice": {"a": 1}}]}))
 )

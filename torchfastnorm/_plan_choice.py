@@ -138,7 +138,7 @@ class TunedPlan:
 
 def slug(device_name: str) -> str:
     """The name of a device as part of a file's name."""
-    return re.sub(r"[^a-z0-9]+", "-", device_name.lower()).strip("-")
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", device_name.lower())).strip("-")
 
 
 def table_folders() -> list[Path]:

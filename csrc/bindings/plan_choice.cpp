@@ -60,7 +60,8 @@ void tune_plan(int kernel, int device, const py::object& dtype, std::vector<int6
   TORCH_CHECK_TYPE(THPDtype_Check(dtype.ptr()), "expected a torch.dtype");
   const DType type = dtype_of(reinterpret_cast<THPDtype*>(dtype.ptr())->scalar_type);
   const std::lock_guard<std::mutex> lock(mutex);
-  table[{kernel_named(kernel), device, type, std::move(sizes)}] = {int8_t(regime), threads, cluster, blocks};
+  table[{kernel_named(kernel), device, type, std::move(sizes)}] = {int8_t(regime), threads, cluster, blocks,
+                                                                   /*tuned=*/true};
   note_whether_chosen();
   END_HANDLE_TH_ERRORS_PYBIND
 }

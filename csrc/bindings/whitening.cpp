@@ -99,7 +99,7 @@ void update_running_whitening(const WhiteningInputs& in, const Tensor& mean, con
   update(*in.running_wm, wm);
 }
 
-Whitened whitening_forward(const WhiteningInputs& in) {
+Whitened whitening_forward(const WhiteningInputs& in, bool statistics) {
   check_whitening(in);
   const auto method = whitening_method(in.method, in.iterations, in.eps);
   const auto x = dense(in.x);
@@ -114,11 +114,10 @@ Whitened whitening_forward(const WhiteningInputs& in) {
     mean = at::zeros({x.size(1)}, passes.options()),
     wm = at::zeros({passes.groups(), in.width, in.width}, passes.options());
   } else {
-    // Not the buffers themselves: what backward reads must not change with them.
-    const auto copy = [&](const Tensor& t) {
-      return t.to(passes.options().dtype().toScalarType(), false, /*copy=*/true);
-    };
-    mean = copy(*in.running_mean).reshape({x.size(1)}), wm = copy(*in.running_wm).contiguous();
+    // What backward reads must not change with the buffers.
+    const auto type = passes.options().dtype().toScalarType();
+    const auto copy = [&](const Tensor& t) { return t.to(type, false, /*copy=*/statistics); };
+    mean = copy(*in.running_mean).reshape({x.size(1)}).contiguous(), wm = copy(*in.running_wm).contiguous();
   }
   if (!decomposition.defined()) decomposition = at::empty({passes.groups(), 0, in.width}, passes.options());
   if (x.numel() > 0) {

@@ -45,7 +45,7 @@ void check_whitening_shape(const Tensor& x, int64_t width);
 WhiteningMethod whitening_method(std::string_view name, int64_t iterations, double eps);
 
 // whitening.cpp: check, allocate, run the backend, and the small matrices between its two passes.
-Whitened whitening_forward(const WhiteningInputs&);
+Whitened whitening_forward(const WhiteningInputs&, bool statistics);  // false: y alone is right
 WhiteningGradients whitening_backward(const WhiteningInputs&, const Tensor& grad_y, const Tensor& mean,
                                       const Tensor& wm, const Tensor& decomposition, at::ScalarType param_dtype,
                                       WhiteningWanted wanted);

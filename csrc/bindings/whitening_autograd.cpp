@@ -145,6 +145,7 @@ struct Forward {
     TORCH_CHECK(may_write || !in.updates(), "whitening_forward writes nothing; call whitening_forward_with_update");
     return function(in);
   }
+  static Whitened kernel(const WhiteningInputs& in) { return whitening_forward(in, /*statistics=*/true); }
   static Whitened composite(const WhiteningInputs&) {
     TORCH_CHECK_NOT_IMPLEMENTED(false, "whitening_forward() has no batching rule; call batch_whitening() instead");
   }
@@ -153,7 +154,7 @@ struct Forward {
   static void define(torch::Library& m) {
     const std::string name = may_write ? "whitening_forward_with_update" : "whitening_forward";
     m.def((name + (may_write ? schema : without_aliases(schema))).c_str(), {at::Tag::pt2_compliant_tag});
-    implement(m, name.c_str(), &run<&whitening_forward, may_write>, &run<&whitening_forward_autograd, may_write>,
+    implement(m, name.c_str(), &run<&kernel, may_write>, &run<&whitening_forward_autograd, may_write>,
               &run<&composite, may_write>);
   }
 };

@@ -7,8 +7,8 @@
 // shift_v)' over the n positions of the panel, and d = (sum of u - shift_u) / n, in double:
 //
 //   of the panel   mean = shift + d                               C = S - n d_u d_v'
-//   of both        C = C_before + C + weight e_u e_v'             e = mean - mean_before, weight = n_before n /
-//   (n_before + n)
+//   of both        C = C_before + C + weight e_u e_v'             e = mean - mean_before
+//                                                                 weight = n_before n / (n_before + n)
 //
 // Around the mean so far what cancels, n d d', is at most twice what it adds to the chunk's own C: at most two bits are
 // lost, however the mean may wander, and a mean of any size costs nothing. The first panel is packed around the mean of

@@ -5,9 +5,8 @@
 // The means are subtracted before any product is formed, sums are in the accumulator, y is rounded once. x is read
 // once.
 //
-//   channels first   y[channel][positions] = matrix[channel, :] times panel[:][positions]         vectors along
-//   positions channels last    y[position][channels] = panel[position, :] times matrix'[:][channels]        vectors
-//   along channels
+//   channels first   y[channel][positions] = matrix[channel, :] times panel[:][positions]     vectors along positions
+//   channels last    y[position][channels] = panel[position, :] times matrix'[:][channels]    vectors along channels
 //
 // which is one product of a left with a right, for u and for v. Every result is the sum of its width products in their
 // order, whatever its panel.

@@ -33,10 +33,26 @@ inline int chosen_cluster(const PlanChoice& choice, int64_t most, int64_t otherw
 // A multiple of `unit` blocks.
 inline int64_t chosen_blocks(const PlanChoice& choice, int64_t unit, int64_t most, int64_t otherwise) {
   if (choice.blocks == 0) return otherwise;
+  if (choice.tuned)
+    return most < unit            ? otherwise
+           : choice.blocks < unit ? unit
+           : choice.blocks < most ? choice.blocks / unit * unit
+                                  : most;
   require(choice.blocks > 0 && choice.blocks % unit == 0 && choice.blocks <= most,
           "blocks=" + std::to_string(choice.blocks) + " is no multiple of " + std::to_string(unit) + " up to " +
               std::to_string(most));
   return choice.blocks;
+}
+
+template <class Plan, class Problem, class Device>
+Plan with_choice(Plan (*plan)(const Problem&, const Device&), Problem problem, const Device& device) {
+  if (!problem.choice.tuned) return plan(problem, device);
+  try {
+    return plan(problem, device);
+  } catch (const std::invalid_argument&) {
+    problem.choice = {};
+    return plan(problem, device);
+  }
 }
 
 template <class Regime>

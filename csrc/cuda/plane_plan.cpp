@@ -164,9 +164,7 @@ bool plan_grid(const PlaneProblem& problem, const Extent& extent, const DeviceLi
   return true;
 }
 
-}  // namespace
-
-PlanePlan plan_plane_norm(const PlaneProblem& problem, const DeviceLimits& device) {
+PlanePlan plane_plan(const PlaneProblem& problem, const DeviceLimits& device) {
   const PlaneShape& shape = problem.shape;
   const bool batch = problem.sets == Sets::Batch;
   Extent extent;
@@ -191,6 +189,12 @@ PlanePlan plan_plane_norm(const PlaneProblem& problem, const DeviceLimits& devic
   while (!fits() && threads > 32) threads /= 2;
   require(choice.threads == 0 || threads == choice.threads, "shared memory has no room for a round of so many threads");
   return plan;
+}
+
+}  // namespace
+
+PlanePlan plan_plane_norm(const PlaneProblem& problem, const DeviceLimits& device) {
+  return with_choice(plane_plan, problem, device);
 }
 
 }  // namespace torchfastnorm

@@ -37,7 +37,17 @@ RowPlan warp_plan(const RowProblem& problem, int64_t vectors, int rows_in_flight
   return plan;
 }
 
+RowPlan forward_plan(const RowProblem& problem, const DeviceLimits& device);
+RowPlan backward_plan(const RowProblem& problem, const DeviceLimits& device);
+
 }  // namespace
+
+RowPlan plan_row_forward(const RowProblem& problem, const DeviceLimits& device) {
+  return cuda::with_choice(forward_plan, problem, device);
+}
+RowPlan plan_row_backward(const RowProblem& problem, const DeviceLimits& device) {
+  return cuda::with_choice(backward_plan, problem, device);
+}
 
 RowTypes row_types(DType x_type, DType h_type, DType y_type, DType param_type) {
   const bool alike = x_type == h_type && y_type == h_type && (param_type == h_type || param_type == DType::Float);
@@ -50,7 +60,9 @@ RowTypes row_types(DType x_type, DType h_type, DType y_type, DType param_type) {
   return {general, general ? accumulator_of(h_type) : h_type};
 }
 
-RowPlan plan_row_forward(const RowProblem& problem, const DeviceLimits& device) {
+namespace {
+
+RowPlan forward_plan(const RowProblem& problem, const DeviceLimits& device) {
   using namespace cuda;
   const int64_t vectors = ceil_div(problem.cols, elements_per_vector(problem.kept));
   RowPlan plan{};
@@ -99,7 +111,7 @@ RowPlan plan_row_forward(const RowProblem& problem, const DeviceLimits& device) 
   return plan;
 }
 
-RowPlan plan_row_backward(const RowProblem& problem, const DeviceLimits& device) {
+RowPlan backward_plan(const RowProblem& problem, const DeviceLimits& device) {
   using namespace cuda;
   const int64_t columns = elements_per_vector(problem.kept);
   const int64_t vectors = ceil_div(problem.cols, columns);
@@ -166,4 +178,5 @@ RowPlan plan_row_backward(const RowProblem& problem, const DeviceLimits& device)
   return plan;
 }
 
+}  // namespace
 }  // namespace torchfastnorm

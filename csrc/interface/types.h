@@ -50,6 +50,7 @@ struct PlanChoice {
   int threads = 0;     // of a block
   int cluster = 0;     // blocks of one
   int64_t blocks = 0;  // of the grid
+  bool tuned = false;  // by a table, for other calls of the same sizes too: where it cannot run, the plan's own does
 };
 
 // A cudaStream_t; the CPU ignores it.
