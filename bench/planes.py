@@ -12,11 +12,14 @@ def traffic(
 ) -> Traffic:
     """`sets`: numbers of mean and of rstd. `training`: whether running statistics are updated (None: there are none).
 
-    A fused activation moves nothing: its derivative is computed again from x and, where there is one, the residual.
+    A fused activation moves nothing: its derivative is computed again from x. With a residual (and ReLU, as here) one
+    byte of signs for each 16 of x is written and read.
     """
     maps, parameter, statistics = math.prod(sizes) * size, sizes[1] * size, 2 * sets * max(4, size)
     inputs, read, updated = 1 + residual, training is not None, training is True
-    if direction == "forward":  # x (, residual), weight, bias (, running) -> y, mean, rstd (, running)
-        return Traffic(inputs * maps + (2 + 2 * read) * parameter, maps + statistics + 2 * updated * parameter)
-    # grad_y, x (, residual), mean, rstd, weight (, bias) -> grad_x (, grad_residual), grad_weight, grad_bias
-    return Traffic((1 + inputs) * maps + statistics + inputs * parameter, inputs * maps + 2 * parameter)
+    signs = maps // 16 if residual else 0
+    if direction == "forward":  # x (, residual), weight, bias (, running) -> y (, signs), mean, rstd (, running)
+        written = maps + signs + statistics + 2 * updated * parameter
+        return Traffic(inputs * maps + (2 + 2 * read) * parameter, written)
+    # grad_y, x (, signs), mean, rstd, weight -> grad_x (, grad_residual), grad_weight, grad_bias
+    return Traffic(2 * maps + signs + statistics + parameter, inputs * maps + 2 * parameter)

@@ -54,8 +54,8 @@ def test_byte_formulas(op, direction, matrices, row_numbers, parameters):
         (BATCH_NORM, "backward", 3, 256, 3),
         (BATCH_NORM_EVAL, "forward", 2, 256, 2 + 2),
         (BATCH_NORM_EVAL, "backward", 3, 256, 3),
-        (BATCH_NORM_ADD_RELU, "forward", 3, 256, 2 + 4),
-        (BATCH_NORM_ADD_RELU, "backward", 5, 256, 4),
+        (BATCH_NORM_ADD_RELU, "forward", 3 + 1 / 16, 256, 2 + 4),  # with the signs
+        (BATCH_NORM_ADD_RELU, "backward", 4 + 1 / 16, 256, 3),
         (GROUP_NORM, "forward", 2, 8 * 32, 2),
         (GROUP_NORM_SILU, "backward", 3, 8 * 32, 3),
         (INSTANCE_NORM, "forward", 2, 8 * 256, 2),

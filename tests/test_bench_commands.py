@@ -46,7 +46,7 @@ def test_run(tmp_path, capsys):
     text = (tmp_path / "results.md").read_text()
     assert "| layer_norm " in text and "Roofs, GB/s" in text and (tmp_path / "results.png").stat().st_size > 1000
     output = capsys.readouterr().out
-    assert "batch_norm_add_relu" in output and "2R1W+2R1W" in output
+    assert "batch_norm_add_relu" in output and "2R1W+2R2W" in output
 
 
 def test_run_names_wrong_and_failing_baselines(tmp_path, capsys, monkeypatch):

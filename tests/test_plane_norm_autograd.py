@@ -89,7 +89,8 @@ SAVED = {  # what a call keeps between forward and backward, besides mean and rs
     "plain": ({}, {"x", "weight"}),
     "activated": ({"activation": "relu"}, {"x", "weight", "bias"}),
     "residual": ({"residual": True}, {"x", "weight"}),
-    "residual, activated": ({"residual": True, "activation": "relu"}, {"x", "weight", "bias", "residual"}),
+    "residual, activated": ({"residual": True, "activation": "silu"}, {"x", "weight", "bias", "residual"}),
+    "residual, signs": ({"residual": True, "activation": "relu"}, {"x", "weight"}),  # a bit for each element
     "masked": ({"mask": "scattered"}, {"x", "weight", "mask"}),
 }
 
@@ -113,7 +114,10 @@ def test_saved_tensors(backend: TestBackend, op: PlaneOp, form: str) -> None:
     inputs = {getattr(case, name).data_ptr(): name for name in (*LEAVES, "mask") if getattr(case, name) is not None}
     assert {inputs[t.data_ptr()] for t in kept if t.data_ptr() in inputs} == names
     fresh = [t for t in kept if t.data_ptr() not in inputs]
-    assert len(fresh) == 2 and all(t.dim() == 1 and t.dtype == torch.float32 for t in fresh)
+    assert [t.dtype for t in fresh if t.dtype != torch.uint8] == 2 * [torch.float32]
+    signs = [t for t in fresh if t.dtype == torch.uint8]
+    assert len(signs) == (form == "residual, signs") and len(fresh) == 2 + len(signs)
+    assert all(t.dim() == 1 for t in fresh) and all(t.nbytes <= case.x.nbytes // 8 + 3 for t in signs)
     with torch.autograd.graph.save_on_cpu():
         y = call(case)
     assert torch.equal(torch.autograd.grad(y.sum(), case.x)[0], plain)

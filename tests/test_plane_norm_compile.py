@@ -219,8 +219,8 @@ def test_opcheck_of_the_inner_ops(backend: TestBackend, op: PlaneOp) -> None:
         options = (0.1, case.eps, case.activation, *NO_RENORM, *NO_SWITCH, True)
         forward = (detached.x, None, None, None, *tensors, *rest, *options)
         opcheck(NAMESPACE.plane_norm_forward.default, forward)
-        _, mean, rstd = NAMESPACE.plane_norm_forward(*forward)
-        tensors = (case.weight, case.bias, case.residual, case.mask)
+        _, mean, rstd, signs = NAMESPACE.plane_norm_forward(*forward)
+        tensors = (case.weight, case.bias, None if signs is not None else case.residual, case.mask, signs)
         grad_y = case.grad_y.detach().requires_grad_(case.x.requires_grad)
         param = torch.float32
         options = (case.eps, case.activation, NO_RENORM[0], *NO_SWITCH)

@@ -11,7 +11,7 @@ import torch
 from ._extension import _C
 from ._launch_plan import GPU, KernelPlan, occupancy
 from ._plan_choice import Choice, forced
-from .ops._plane_norm import RENORMED_VALUES, Sets
+from .ops._plane_norm import RENORMED_VALUES, SIGNED, Sets
 
 PLANE_OPS = {
     "batch_norm": Sets.BATCH,
@@ -63,10 +63,10 @@ def plane_plans(
     channels_last: bool,
     training: bool,
     residual: bool,
-    activation: bool,
+    activation: str,
     choices: Mapping[str, Choice],
 ) -> list[KernelPlan]:
-    """Forward and backward, as explain.launch_plans; ``residual`` and ``activation``: whether there is one."""
+    """Forward and backward, as explain.launch_plans."""
     if len(shape) < 2:
         raise ValueError(f"explain: {op} needs a shape (N, C, ...), not {tuple(shape)}")
     samples, channels, spatial = shape[0], shape[1], prod(shape[2:])
@@ -81,7 +81,10 @@ def plane_plans(
     of_set = 1 + RENORMED_VALUES if op == "batch_renorm" and training else 2
     statistics = of_set * (2 * sets + samples + channels if switches else sets) * statistic
     tensor, parameter = samples * channels * spatial * dtype.itemsize, channels * param_dtype.itemsize
-    third = residual and activation  # the residual itself, which backward needs for the activation's derivative
+    # For the activation's derivative backward needs the signs of a sum with the residual, or the residual itself.
+    activated = residual and activation != "none"
+    signs = tensor // 16 if activated and activation in SIGNED and (of_batch or spatial != 1) else 0
+    third = activated and not signs
     plans = []
     for backward in (False, True):
         name = "plane_backward" if backward else "plane_forward"
@@ -108,10 +111,10 @@ def plane_plans(
         small = statistics + 2 * parameter + table
         if backward:
             inputs = (3 if third else 2) * tensor
-            moved = inputs + (2 if third else 1) * tensor + small + 2 * parameter
+            moved = inputs + signs + (2 if activated else 1) * tensor + small + 2 * parameter
         else:
             inputs = tensor
-            moved = inputs + (1 if residual else 0) * tensor + tensor + small
+            moved = inputs + signs + (1 if residual else 0) * tensor + tensor + small
         reread = int(again * inputs)
         plans.append(
             KernelPlan(

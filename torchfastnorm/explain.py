@@ -81,7 +81,7 @@ def launch_plans(
         return whitening_plans(shape, dtype, _find_gpu(gpu), num_groups, channels_last, training)
     if op in PLANE_OPS:
         param = param_dtype or dtype
-        options = (num_groups, channels_last, training, residual, activation != "none")
+        options = (num_groups, channels_last, training, residual, activation)
         return plane_plans(op, shape, dtype, param, _find_gpu(gpu), *options, choices)
     dtypes = (residual_dtype, param_dtype, out_dtype)
     return _row_plans(op, shape, dtype, normalized_dims, *dtypes, _find_gpu(gpu), choices)

@@ -1,6 +1,7 @@
 // The CPU and CUDA kernels of the plane norms: check everything, allocate the results, fill the interface's structs.
 #include "plane_norm.h"
 
+#include "../interface/plane_signs.h"
 #include "common/checks.h"
 #include "common/planes.h"
 #include "plan_choice.h"
@@ -116,7 +117,7 @@ const PlaneNormOp& plane_norm_op(Sets sets, bool renorms, bool switchable) {
   return ops[switchable ? 4 : renorms ? 3 : static_cast<int>(sets)];
 }
 
-Three plane_norm_forward(const PlaneNormInputs& in, bool statistics) {
+Results plane_norm_forward(const PlaneNormInputs& in, bool statistics) {
   check_inputs(in);
   const DeviceScope scope(in.x);
   const auto& op = in.op();
@@ -125,13 +126,12 @@ Three plane_norm_forward(const PlaneNormInputs& in, bool statistics) {
   const auto weight = parameter(in.weight, param_type), bias = parameter(in.bias, param_type);
   const auto mask = mask_of_planes(in.mask, x);
   const auto residual = has(in.residual) ? OptTensor(ordered_as(x, *in.residual)) : std::nullopt;
-
   const Logits logits(in);
 
   PlaneNormForward arguments{};
   arguments.shape = plane_shape(x, in.groups);
-  Three results;
-  auto& [y, mean, rstd] = results;
+  Results results;
+  auto& [y, mean, rstd, signs] = results;
   y = at::empty_like(x);
   if (statistics || in.switchable()) {
     const auto options = x.options().dtype(statistics_type(x.scalar_type()));
@@ -144,21 +144,24 @@ Three plane_norm_forward(const PlaneNormInputs& in, bool statistics) {
       return results;
     }
   }
+  arguments.activation = activation_named(in.name(), in.activation);
+  arguments.type = dtype_of(x.scalar_type());
+  if (statistics && keeps_signs(in.sets_in_kernel(), arguments.shape, has(residual), arguments.activation))
+    signs = at::empty({sign_bytes(arguments.shape, arguments.type)}, x.options().dtype(at::kByte));
   arguments.x = x.const_data_ptr();
   arguments.residual = data(residual);
   arguments.weight = data(weight);
   arguments.bias = data(bias);
   arguments.mask = bytes(mask);
   arguments.y = output(y);
+  arguments.signs = static_cast<uint8_t*>(output(signs));
   arguments.mean = output(mean);
   arguments.rstd = output(rstd);
   arguments.eps = in.eps;
   arguments.batch_statistics = in.batch_statistics || in.switchable();
   arguments.mix = logits.mix(in);
-  arguments.activation = activation_named(in.name(), in.activation);
   arguments.renorm = in.batch_statistics && x.numel() == 0 ? Renorm::None : renorm_named(in.name(), in.renorm);
   arguments.bounds = in.bounds;
-  arguments.type = dtype_of(x.scalar_type());
   arguments.param_type = dtype_of(param_type);
   arguments.choice = plan_choice(PlanKernel::PlaneForward, x, plane_key(in.sets_in_kernel(), arguments.shape));
   const RunningStatistics running(in, arguments);
@@ -181,13 +184,13 @@ Gradients plane_norm_backward(const PlaneNormInputs& in, const Tensor& grad_y_, 
   check_device(name, "the gradient of the result", grad_y_, in.x);
   check_device(name, "mean", mean_, in.x);
   check_device(name, "rstd", rstd_, in.x);
+  if (has(in.signs)) check_device(name, "signs", *in.signs, in.x);
   const DeviceScope scope(in.x);
   const auto x = dense(in.x), grad_y = ordered_as(x, grad_y_);
   const auto weight = parameter(in.weight, param_dtype), bias = parameter(in.bias, param_dtype);
   const auto mask = mask_of_planes(in.mask, x);
   const auto residual = has(in.residual) ? OptTensor(ordered_as(x, *in.residual)) : std::nullopt;
   const auto mean = mean_.expect_contiguous(), rstd = rstd_.expect_contiguous();
-
   const Logits logits(in);
 
   PlaneNormBackward arguments{};
@@ -197,6 +200,12 @@ Gradients plane_norm_backward(const PlaneNormInputs& in, const Tensor& grad_y_, 
   TORCH_CHECK(mean->numel() == size && rstd->numel() == (in.corrects() ? renormed_values * size : size) &&
                   mean->scalar_type() == type && rstd->scalar_type() == type,
               name, "_backward(): mean and rstd must be what plane_norm_forward returned");
+  arguments.type = dtype_of(x.scalar_type());
+  arguments.activation = activation_named(name, in.activation);
+  TORCH_CHECK(!has(in.signs) || (keeps_signs(in.sets_in_kernel(), arguments.shape, true, arguments.activation) &&
+                                 in.signs->is_contiguous() && in.signs->scalar_type() == at::kByte &&
+                                 in.signs->numel() == sign_bytes(arguments.shape, arguments.type)),
+              name, "_backward(): signs must be what plane_norm_forward returned");
   Gradients results;
   auto& [grad_x, grad_residual, grad_weight, grad_bias, grad_mean_logits, grad_var_logits] = results;
   const auto param_options = x.options().dtype(param_dtype);
@@ -214,6 +223,7 @@ Gradients plane_norm_backward(const PlaneNormInputs& in, const Tensor& grad_y_, 
   arguments.grad_y = grad_y.const_data_ptr();
   arguments.x = x.const_data_ptr();
   arguments.residual = data(residual);
+  arguments.signs = bytes(in.signs);
   arguments.weight = data(weight);
   arguments.bias = data(bias);
   arguments.mask = bytes(mask);
@@ -227,9 +237,7 @@ Gradients plane_norm_backward(const PlaneNormInputs& in, const Tensor& grad_y_, 
   arguments.grad_var_logits = output(grad_var_logits);
   arguments.batch_statistics = in.batch_statistics || in.switchable();
   arguments.mix = logits.mix(in);
-  arguments.activation = activation_named(name, in.activation);
   arguments.renorm = in.corrects() && x.numel() > 0 ? renorm_named(name, in.renorm) : Renorm::None;
-  arguments.type = dtype_of(x.scalar_type());
   arguments.param_type = dtype_of(param_dtype);
   arguments.choice = plan_choice(PlanKernel::PlaneBackward, x, plane_key(in.sets_in_kernel(), arguments.shape));
   const auto workspace = provide_workspace((scope.backend().*op.backward_workspace)(arguments), x, arguments);

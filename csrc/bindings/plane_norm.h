@@ -3,14 +3,15 @@
 //
 //   plane_norm_forward(input, running_mean?, running_var?, num_batches_tracked?, weight?, bias?, residual?, mask?,
 //                      sets, groups, batch_statistics, momentum?, eps, activation, renorm, bounds, mean_weight?,
-//                      var_weight?, moving_average) -> (y, mean, rstd)
-//   plane_norm_backward(grad_y, input, mean, rstd, weight?, bias?, residual?, mask?, sets, groups, batch_statistics,
-//                       eps, activation, renorm, mean_weight?, var_weight?, param_dtype, wanted)
+//                      var_weight?, moving_average) -> (y, mean, rstd, signs?)
+//   plane_norm_backward(grad_y, input, mean, rstd, weight?, bias?, residual?, mask?, signs?, sets, groups,
+//                       batch_statistics, eps, activation, renorm, mean_weight?, var_weight?, param_dtype, wanted)
 //                       -> (grad_input, grad_residual, grad_weight, grad_bias, grad_mean_weight, grad_var_weight)
 //
 // `sets` is the number of a Sets; mean and rstd are flat, one element for each set (with renorm rstd is (6, sets), of
 // interface/plane_norm.h); `renorm` names a Renorm, `bounds` are its RenormBounds. mean_weight and var_weight, the
-// logits of a switchable norm, make both longer (interface/plane_norm.h). The parameters' gradients come in
+// logits of a switchable norm, make both longer (interface/plane_norm.h). Of a ReLU with a residual (interface/
+// plane_signs.h) backward takes the signs instead of the residual. The parameters' gradients come in
 // param_dtype, the wider of weight's and bias's; a gradient that `wanted` does not ask for is undefined.
 //
 // Calls that write running statistics go to ops of their own, <op>_with_update, whose schemas say what is written: the
@@ -27,7 +28,7 @@
 
 namespace torchfastnorm::bindings {
 
-using Three = std::tuple<Tensor, Tensor, Tensor>;
+using Results = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // y, mean, rstd, signs
 // Of input, residual, weight, bias, mean_weight, var_weight.
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 using Wanted = std::array<bool, 6>;
@@ -65,6 +66,7 @@ struct PlaneNormInputs {
   const OptTensor& mean_weight = none;
   const OptTensor& var_weight = none;
   bool moving_average = true;
+  const OptTensor& signs = none;  // of backward
 
   bool switchable() const { return has(mean_weight); }
   bool corrects() const { return renorms() && batch_statistics; }
@@ -77,17 +79,17 @@ struct PlaneNormInputs {
 };
 
 // The inner ops, found in the dispatcher.
-using ForwardSignature = Three(const Tensor& x, const OptTensor& running_mean, const OptTensor& running_var,
-                               const OptTensor& batches, const OptTensor& weight, const OptTensor& bias,
-                               const OptTensor& residual, const OptTensor& mask, int64_t sets, int64_t groups,
-                               bool batch_statistics, std::optional<double> momentum, double eps,
-                               std::string_view activation, std::string_view renorm, at::ArrayRef<double> bounds,
-                               const OptTensor& mean_weight, const OptTensor& var_weight, bool moving_average);
+using ForwardSignature = Results(const Tensor& x, const OptTensor& running_mean, const OptTensor& running_var,
+                                 const OptTensor& batches, const OptTensor& weight, const OptTensor& bias,
+                                 const OptTensor& residual, const OptTensor& mask, int64_t sets, int64_t groups,
+                                 bool batch_statistics, std::optional<double> momentum, double eps,
+                                 std::string_view activation, std::string_view renorm, at::ArrayRef<double> bounds,
+                                 const OptTensor& mean_weight, const OptTensor& var_weight, bool moving_average);
 using BackwardSignature = Gradients(const Tensor& grad_y, const Tensor& x, const Tensor& mean, const Tensor& rstd,
                                     const OptTensor& weight, const OptTensor& bias, const OptTensor& residual,
-                                    const OptTensor& mask, int64_t sets, int64_t groups, bool batch_statistics,
-                                    double eps, std::string_view activation, std::string_view renorm,
-                                    const OptTensor& mean_weight, const OptTensor& var_weight,
+                                    const OptTensor& mask, const OptTensor& signs, int64_t sets, int64_t groups,
+                                    bool batch_statistics, double eps, std::string_view activation,
+                                    std::string_view renorm, const OptTensor& mean_weight, const OptTensor& var_weight,
                                     at::ScalarType param_dtype, Wanted wanted);
 const c10::TypedOperatorHandle<ForwardSignature>& plane_norm_forward_op(bool updates);
 const c10::TypedOperatorHandle<BackwardSignature>& plane_norm_backward_op();
@@ -103,14 +105,15 @@ RenormBounds bounds_of(const char* op, at::ArrayRef<double> list);
 Sets sets_named(int64_t number);
 uint8_t switch_terms_of(const PlaneNormInputs&);  // SwitchTerms
 
-// plane_norm.cpp: check, allocate, run the backend. Without statistics mean and rstd are neither computed nor returned.
-Three plane_norm_forward(const PlaneNormInputs&, bool statistics);
+// plane_norm.cpp: check, allocate, run the backend. Without statistics mean, rstd and signs are neither computed nor
+// returned.
+Results plane_norm_forward(const PlaneNormInputs&, bool statistics);
 Gradients plane_norm_backward(const PlaneNormInputs&, const Tensor& grad_y, const Tensor& mean, const Tensor& rstd,
                               at::ScalarType param_dtype, Wanted wanted);
 
 // plane_norm_autograd.cpp: the Autograd kernels. `without_graph` calls the public op below autograd.
 Tensor plane_norm_autograd(const PlaneNormInputs&, c10::function_ref<Tensor()> without_graph);
-Three plane_norm_forward_autograd(const PlaneNormInputs&);
+Results plane_norm_forward_autograd(const PlaneNormInputs&);
 Gradients plane_norm_backward_autograd(const PlaneNormInputs&, const Tensor& grad_y, const Tensor& mean,
                                        const Tensor& rstd, at::ScalarType param_dtype, Wanted wanted);
 

@@ -6,10 +6,10 @@
 namespace torchfastnorm::bindings {
 namespace {
 
-class PlaneNormNode final : public NormNode<9> {
+class PlaneNormNode final : public NormNode<10> {
  public:
   // The first six are the edges, too.
-  enum Slot { X, Residual, Weight, Bias, MeanWeight, VarWeight, Mask, Mean, Rstd };
+  enum Slot { X, Residual, Weight, Bias, MeanWeight, VarWeight, Mask, Mean, Rstd, Signs };
 
   explicit PlaneNormNode(const PlaneNormInputs& in)
       : sets_(in.sets),
@@ -25,12 +25,14 @@ class PlaneNormNode final : public NormNode<9> {
         in.mean_weight.value_or(Tensor()), in.var_weight.value_or(Tensor())));
   }
 
-  // residual and bias are read again only for the activation's derivative.
-  void save_for_backward(const PlaneNormInputs& in, const Tensor& mean, const Tensor& rstd) {
+  // residual and bias are read again only for the activation's derivative, and not where its signs tell all.
+  void save_for_backward(const PlaneNormInputs& in, const Results& results) {
+    const auto& [y, mean, rstd, signs] = results;
     save(X, in.x);
-    if (activated() && has(in.residual)) save(Residual, *in.residual);
+    if (signs.defined()) save(Signs, signs);
+    if (activated() && has(in.residual) && !signs.defined()) save(Residual, *in.residual);
     if (has(in.weight)) save(Weight, *in.weight);
-    if (activated() && has(in.bias)) save(Bias, *in.bias);
+    if (activated() && has(in.bias) && !signs.defined()) save(Bias, *in.bias);
     if (in.switchable()) save(MeanWeight, *in.mean_weight), save(VarWeight, *in.var_weight);
     if (has(in.mask)) save(Mask, *in.mask);
     save(Mean, mean);
@@ -56,8 +58,8 @@ class PlaneNormNode final : public NormNode<9> {
     const auto mean_weight = optional(unpack(MeanWeight)), var_weight = optional(unpack(VarWeight));
     auto [grad_x, grad_residual, grad_weight, grad_bias, grad_mean_weight, grad_var_weight] =
         plane_norm_backward_op().call(grad_y, x, unpack(Mean), unpack(Rstd), weight, bias, residual, optional(mask),
-                                      static_cast<int64_t>(sets_), groups_, batch_statistics_, eps_, activation_,
-                                      renorm_, mean_weight, var_weight, param_type_, wanted);
+                                      optional(unpack(Signs)), static_cast<int64_t>(sets_), groups_, batch_statistics_,
+                                      eps_, activation_, renorm_, mean_weight, var_weight, param_type_, wanted);
     out[X] = std::move(grad_x);
     if (wanted[1]) out[Residual] = std::move(grad_residual);  // the engine rounds to the dtypes of the inputs
     out[Weight] = std::move(grad_weight);
@@ -107,14 +109,14 @@ Tensor plane_norm_autograd(const PlaneNormInputs& in, c10::function_ref<Tensor()
   return std::get<0>(plane_norm_forward_autograd(in));
 }
 
-Three plane_norm_forward_autograd(const PlaneNormInputs& in) {
+Results plane_norm_forward_autograd(const PlaneNormInputs& in) {
   TORCH_CHECK_NOT_IMPLEMENTED(!under_transform(), "plane_norm_forward() has no rule for torch.func; call ", in.name(),
                               "() instead");
   const bool graph = wants_graph(in);
   TORCH_CHECK(!graph || !(requires_grad(in.running_mean) || requires_grad(in.running_var)), in.name(),
               "() is not differentiable with respect to running_mean and running_var: they cannot require a gradient; ",
               "detach() them");
-  Three results;
+  Results results;
   {
     const at::AutoDispatchBelowADInplaceOrView below;
     results = plane_norm_forward_op(in.updates())
@@ -123,10 +125,9 @@ Three plane_norm_forward_autograd(const PlaneNormInputs& in) {
                         in.activation, in.renorm, list_of(in.bounds), in.mean_weight, in.var_weight, in.moving_average);
   }
   if (!graph) return results;
-  const auto& [y, mean, rstd] = results;
   auto node = make_node<PlaneNormNode>(in);
-  torch::autograd::set_history(y, node);
-  node->save_for_backward(in, mean, rstd);
+  torch::autograd::set_history(std::get<0>(results), node);
+  node->save_for_backward(in, results);
   return results;
 }
 
@@ -135,7 +136,7 @@ Gradients plane_norm_backward_autograd(const PlaneNormInputs& in, const Tensor& 
   if (under_transform() || has_tangent(grad_y) || graph_wanted(grad_y) || wants_graph(in))
     return plane_norm_backward_composite(in, grad_y, mean, rstd, param_dtype, wanted);
   const at::AutoDispatchBelowADInplaceOrView below;
-  return plane_norm_backward_op().call(grad_y, in.x, mean, rstd, in.weight, in.bias, in.residual, in.mask,
+  return plane_norm_backward_op().call(grad_y, in.x, mean, rstd, in.weight, in.bias, in.residual, in.mask, in.signs,
                                        static_cast<int64_t>(in.sets), in.groups, in.batch_statistics, in.eps,
                                        in.activation, in.renorm, in.mean_weight, in.var_weight, param_dtype, wanted);
 }

@@ -14,6 +14,7 @@
 #include <ATen/ops/silu.h>
 #include <ATen/ops/threshold_backward.h>
 #include <ATen/ops/where.h>
+#include <ATen/ops/zeros_like.h>
 
 namespace torchfastnorm::bindings {
 namespace {
@@ -39,6 +40,10 @@ Tensor activate(Activation activation, const Tensor& v) {
   }
 }
 
+// Where the signs of its argument are all that is known of it.
+Tensor through_signs(Activation activation, const Tensor& grad, const Tensor& positive) {
+  return at::where(positive, grad, activation == Activation::LeakyRelu ? grad * leaky_slope : at::zeros_like(grad));
+}
 Tensor through_activation(Activation activation, const Tensor& grad, const Tensor& v) {
   switch (activation) {
     case Activation::Relu:
@@ -126,7 +131,10 @@ Gradients plane_norm_backward_composite(const PlaneNormInputs& in, const Tensor&
     n.x_hat = planes.counted(x - planes.channel(mean)) * n.rstd;
   }
   auto g = planes.counted(planes.planes(grad_y));
-  if (planes.activation() != Activation::None) g = through_activation(planes.activation(), g, planes.shifted(n.x_hat));
+  if (has(in.signs))
+    g = through_signs(planes.activation(), g, planes.positive(*in.signs));
+  else if (planes.activation() != Activation::None)
+    g = through_activation(planes.activation(), g, planes.shifted(n.x_hat));
   Gradients results;
   auto& [grad_x, grad_residual, grad_weight, grad_bias, grad_mean_weight, grad_var_weight] = results;
   if (in.switchable()) {

@@ -2,10 +2,12 @@
 // statistics' type, as the kernels'; tensors are seen as (samples, sets or groups of channels, channels of a set,
 // spatial).
 #pragma once
+#include "common/planes.h"
 #include "plane_norm.h"
 
 #define AT_PER_OPERATOR_HEADERS
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/where.h>
 #include <c10/core/AutogradState.h>
@@ -89,6 +91,20 @@ class Planes {
     if (has(in_.bias)) z = z + channel(*in_.bias);
     if (has(in_.residual)) z = z + counted(planes(*in_.residual));
     return z;
+  }
+
+  // The bits of interface/plane_signs.h, in the layout that forward saw.
+  Tensor positive(const Tensor& signs) const {
+    const auto& [samples, sets, width, spatial] = std::tie(shape_[0], shape_[1], shape_[2], shape_[3]);
+    const bool by_planes = spatial != 1 && dense(in_.x).is_contiguous();
+    const auto runs = samples * (by_planes ? channels_ : spatial), elements = by_planes ? spatial : channels_;
+    const int64_t of_byte = 16 / in_.x.element_size();
+    const auto run = (elements + of_byte - 1) / of_byte;
+    const auto bits = signs.narrow_symint(0, 0, runs * run).reshape_symint({runs, run, 1});
+    const auto ones = bits.bitwise_right_shift(at::arange(of_byte, signs.options())).bitwise_and(1).to(at::kBool);
+    const auto all = ones.reshape_symint({runs, run * of_byte}).narrow_symint(1, 0, elements);
+    if (by_planes) return all.reshape_symint(shape_);
+    return all.reshape_symint({samples, spatial, channels_}).transpose(1, 2).reshape_symint(shape_);
   }
 
   void update_running(const Tensor& mean, const Tensor& var) const {

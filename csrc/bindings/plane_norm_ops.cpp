@@ -9,15 +9,15 @@ struct Forward {
       "(Tensor input, Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, "
       "Tensor? weight, Tensor? bias, Tensor? residual, Tensor? mask, int sets, int groups, bool batch_statistics, "
       "float? momentum, float eps, str activation, str renorm, float[] bounds, Tensor? mean_weight, "
-      "Tensor? var_weight, bool moving_average) -> (Tensor, Tensor, Tensor)";
+      "Tensor? var_weight, bool moving_average) -> (Tensor, Tensor, Tensor, Tensor)";
 
   template <auto function, bool may_write>
-  static Three run(const Tensor& x, const OptTensor& running_mean, const OptTensor& running_var,
-                   const OptTensor& batches, const OptTensor& weight, const OptTensor& bias, const OptTensor& residual,
-                   const OptTensor& mask, int64_t sets, int64_t groups, bool batch_statistics,
-                   std::optional<double> momentum, double eps, std::string_view activation, std::string_view renorm,
-                   at::ArrayRef<double> bounds, const OptTensor& mean_weight, const OptTensor& var_weight,
-                   bool moving_average) {
+  static Results run(const Tensor& x, const OptTensor& running_mean, const OptTensor& running_var,
+                     const OptTensor& batches, const OptTensor& weight, const OptTensor& bias,
+                     const OptTensor& residual, const OptTensor& mask, int64_t sets, int64_t groups,
+                     bool batch_statistics, std::optional<double> momentum, double eps, std::string_view activation,
+                     std::string_view renorm, at::ArrayRef<double> bounds, const OptTensor& mean_weight,
+                     const OptTensor& var_weight, bool moving_average) {
     const PlaneNormInputs in{x,
                              running_mean,
                              running_var,
@@ -41,8 +41,8 @@ struct Forward {
     return function(in);
   }
 
-  static Three kernel(const PlaneNormInputs& in) { return plane_norm_forward(in, /*statistics=*/true); }
-  static Three composite(const PlaneNormInputs& in) {
+  static Results kernel(const PlaneNormInputs& in) { return plane_norm_forward(in, /*statistics=*/true); }
+  static Results composite(const PlaneNormInputs& in) {
     TORCH_CHECK_NOT_IMPLEMENTED(false, "plane_norm_forward() has no batching rule; call ", in.name(), "() instead");
   }
 
@@ -58,9 +58,9 @@ struct Forward {
 template <auto function>
 Gradients run_backward(const Tensor& grad_y, const Tensor& x, const Tensor& mean, const Tensor& rstd,
                        const OptTensor& weight, const OptTensor& bias, const OptTensor& residual, const OptTensor& mask,
-                       int64_t sets, int64_t groups, bool batch_statistics, double eps, std::string_view activation,
-                       std::string_view renorm, const OptTensor& mean_weight, const OptTensor& var_weight,
-                       at::ScalarType param_dtype, Wanted wanted) {
+                       const OptTensor& signs, int64_t sets, int64_t groups, bool batch_statistics, double eps,
+                       std::string_view activation, std::string_view renorm, const OptTensor& mean_weight,
+                       const OptTensor& var_weight, at::ScalarType param_dtype, Wanted wanted) {
   const PlaneNormInputs in{.x = x,
                            .weight = weight,
                            .bias = bias,
@@ -73,7 +73,8 @@ Gradients run_backward(const Tensor& grad_y, const Tensor& x, const Tensor& mean
                            .activation = activation,
                            .renorm = renorm,
                            .mean_weight = mean_weight,
-                           .var_weight = var_weight};
+                           .var_weight = var_weight,
+                           .signs = signs};
   return function(in, grad_y, mean, rstd, param_dtype, wanted);
 }
 
@@ -82,8 +83,8 @@ TORCH_LIBRARY_FRAGMENT(torchfastnorm, m) {
   Forward::define<true>(m);
   m.def(
       "plane_norm_backward(Tensor grad_y, Tensor input, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias, "
-      "Tensor? residual, Tensor? mask, int sets, int groups, bool batch_statistics, float eps, str activation, "
-      "str renorm, Tensor? mean_weight, Tensor? var_weight, ScalarType param_dtype, bool[6] wanted) "
+      "Tensor? residual, Tensor? mask, Tensor? signs, int sets, int groups, bool batch_statistics, float eps, "
+      "str activation, str renorm, Tensor? mean_weight, Tensor? var_weight, ScalarType param_dtype, bool[6] wanted) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
       {at::Tag::pt2_compliant_tag});
   implement(m, "plane_norm_backward", &run_backward<&plane_norm_backward>, &run_backward<&plane_norm_backward_autograd>,

@@ -48,7 +48,8 @@ Kernels choose() {
   const bool has_avx2 =
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                          __builtin_cpu_supports("bmi2");
   if (has_avx512 && std::strcmp(wanted, "avx2"))
     return {avx512::row_kernels, avx512::plane_kernels, avx512::whitening_kernels};
   if (has_avx2) return {avx2::row_kernels, avx2::plane_kernels, avx2::whitening_kernels};

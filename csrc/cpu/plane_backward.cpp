@@ -17,8 +17,6 @@ PlaneBackwardCall prepare(const PlaneNormBackward& a, Sets sets, Workspace& work
   g = geometry_of(sets, a.shape);
   call.apply = a.grad_x || a.grad_residual;
   call.sums = a.grad_weight || a.grad_bias || a.mix.terms || (a.grad_x && a.batch_statistics);
-  call.keeps_g =
-      call.sums && a.batch_statistics && a.activation == Activation::Relu && !a.mask && a.residual && a.grad_residual;
   call.weight = widened(a.weight, a.param_type, stat, g.channels, 1, workspace);
   call.bias = widened(a.bias, a.param_type, stat, g.channels, 0, workspace, a.renorm != Renorm::None);
   call.coefficients = workspace.take(g.sets() * 2 * size_of(stat));

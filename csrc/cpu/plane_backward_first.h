@@ -4,9 +4,9 @@
 //      finish   of a set, over its channels: the two means as coefficients;  sums of grad_weight and grad_bias
 //      apply    grad_x = rstd * weight * g + of_d * (x - mean) + constant,  grad_residual = g
 //
-// g is formed twice, from grad_y, and where an activation follows from x, its statistics and residual, or kept in
-// between (keeps_g). Memory: as forward, with grad_y read beside x. With constant statistics nothing is averaged, a
-// block is applied from the first-level cache.
+// g is formed twice, from grad_y, and where an activation follows from x, its statistics and the residual, or from the
+// signs that forward kept. Memory: as forward, with grad_y read beside x. With constant statistics nothing is averaged,
+// a block is applied from the first-level cache.
 #pragma once
 #include "plane_loops.h"
 
@@ -20,15 +20,19 @@ struct FirstBackward {
   // What a kernel needs to know of a channel, and where its data begin.
   struct Channel {
     const T *grad_y, *x, *residual;
-    const uint8_t* mask;
+    const uint8_t *mask, *signs;
+    int64_t signs_stride;
     A mean, scale, bias;
   };
-  static TFN_INLINE Channel channel_of(const Call& call, int64_t channel, int64_t set, int64_t offset, int64_t mask) {
+  static TFN_INLINE Channel channel_of(const Call& call, int64_t channel, int64_t set, const PlaneBlock& block) {
     const PlaneNormBackward& a = *call.arguments;
-    return {static_cast<const T*>(a.grad_y) + offset,
-            static_cast<const T*>(a.x) + offset,
-            a.residual ? static_cast<const T*>(a.residual) + offset : nullptr,
-            a.mask ? a.mask + mask : nullptr,
+    const int64_t spatial = call.geometry.spatial;
+    return {static_cast<const T*>(a.grad_y) + block.begin,
+            static_cast<const T*>(a.x) + block.begin,
+            a.residual ? static_cast<const T*>(a.residual) + block.begin : nullptr,
+            a.mask ? a.mask + block.mask_begin : nullptr,
+            signs_of<T>(a.signs, block.first, spatial, block.skipped),
+            block.step * sign_bytes(spatial, dtype_of<T>),
             static_cast<const A*>(a.mean)[set],
             static_cast<const A*>(a.rstd)[set] * static_cast<const A*>(call.weight)[channel],
             static_cast<const A*>(call.bias)[channel]};
@@ -39,14 +43,13 @@ struct FirstBackward {
   static __attribute__((noinline)) GradientSums block_sums(const Call& call, int64_t channel, int64_t set,
                                                            const PlaneBlock& block, int64_t to_next) {
     const Activation activation = call.arguments->activation;
-    const Channel from = channel_of(call, channel, set, block.begin, block.mask_begin);
+    const Channel from = channel_of(call, channel, set, block);
     const Vector<A> mean = splat(from.mean), scale = splat(from.scale), bias = splat(from.bias);
     const int64_t stride = block.stride, mask_stride = block.mask_stride;
     const bool scattered = call.geometry.batch && call.geometry.spatial * int64_t(sizeof(T)) <= kShortPlane;
     const int64_t ahead = scattered ? call.geometry.spatial * int64_t(sizeof(T)) : kReadAhead;
     const T* const grad_x =
         to_next && call.arguments->grad_x ? static_cast<const T*>(call.arguments->grad_x) + block.begin : nullptr;
-    T* const kept = call.keeps_g ? static_cast<T*>(call.arguments->grad_residual) + block.begin : nullptr;
     double totals[2];
     sum_segments<T>(block.segments, block.count, totals,
                     [=, &from](int64_t segment, int64_t c, auto lanes, Vector<A>* s) __attribute__((always_inline)) {
@@ -59,17 +62,14 @@ struct FirstBackward {
                         if (from.residual) fetch_to_read(from.residual + i, ahead, lanes);
                       }
                       Vector<A> d = load(from.x + i, lanes) - mean;
-                      Vector<A> g =
-                          gradient<FOLLOW, A>(from.grad_y, from.residual, d, scale, bias, activation, i, lanes);
+                      const T* const residual = from.residual ? from.residual + segment * stride : nullptr;
+                      const uint8_t* const signs = from.signs ? from.signs + segment * from.signs_stride : nullptr;
+                      Vector<A> g = gradient<FOLLOW, A>(from.grad_y + segment * stride, residual, signs, d, scale, bias,
+                                                        activation, c, lanes);
                       if constexpr (FOLLOW == Follow::Anything)
                         if (from.mask) {
                           g = counted<A>(from.mask + segment * mask_stride + c, g, lanes);
                           d = counted<A>(from.mask + segment * mask_stride + c, d, lanes);
-                        }
-                      if constexpr (FOLLOW == Follow::Relu)
-                        if (kept) {
-                          fetch_to_write(kept + i, kWriteAhead, lanes);
-                          store(kept + i, g, lanes);
                         }
                       s[0] += g;
                       s[1] += g * d;
@@ -81,30 +81,29 @@ struct FirstBackward {
   static __attribute__((noinline)) void apply(const Call& call, int64_t channel, int64_t set, const PlaneBlock& block,
                                               int64_t to_next) {
     const PlaneNormBackward& a = *call.arguments;
-    const Channel all = channel_of(call, channel, set, block.begin, block.mask_begin);
+    const Channel all = channel_of(call, channel, set, block);
     const Vector<A> mean = splat(all.mean), scale = splat(all.scale), bias = splat(all.bias);
     const A* const coefficients = static_cast<const A*>(call.coefficients) + 2 * set;
     const Vector<A> of_d = splat(coefficients[0]), constant = splat(coefficients[1]);
     for (int64_t segment = block.segments - 1; segment >= 0; --segment) {
       const int64_t skipped = segment * block.stride;
-      const T *const x = all.x + skipped, *const next_grad_y = all.grad_y + skipped;
-      const T* const grad_y =
-          call.keeps_g ? static_cast<const T*>(a.grad_residual) + block.begin + skipped : next_grad_y;
+      const T *const x = all.x + skipped, *const grad_y = all.grad_y + skipped;
+      const uint8_t* const signs = all.signs ? all.signs + segment * all.signs_stride : nullptr;
       const T* const residual = all.residual ? all.residual + skipped : nullptr;
       const uint8_t* const mask = all.mask ? all.mask + segment * block.mask_stride : nullptr;
       T* const grad_x = a.grad_x ? static_cast<T*>(a.grad_x) + block.begin + skipped : nullptr;
-      T* const grad_residual =
-          a.grad_residual && !call.keeps_g ? static_cast<T*>(a.grad_residual) + block.begin + skipped : nullptr;
+      T* const grad_residual = a.grad_residual ? static_cast<T*>(a.grad_residual) + block.begin + skipped : nullptr;
       const auto gradients = [=, &a](int64_t c, auto lanes) __attribute__((always_inline)) -> Values<A, 2> {
         if (to_next) {
           fetch_to_read(x + c, to_next, lanes);
-          fetch_to_read(next_grad_y + c, to_next, lanes);
+          fetch_to_read(grad_y + c, to_next, lanes);
           if (residual) fetch_to_read(residual + c, to_next, lanes);
         } else {
           fetch_to_write(grad_x, grad_x ? c * int64_t(sizeof(T)) + kWriteAhead : 0, lanes);
+          if (grad_residual) fetch_to_write(grad_residual + c, kWriteAhead, lanes);
         }
         const Vector<A> d = load(x + c, lanes) - mean;
-        Vector<A> g = gradient<FOLLOW, A>(grad_y, residual, d, scale, bias, a.activation, c, lanes);
+        Vector<A> g = gradient<FOLLOW, A>(grad_y, residual, signs, d, scale, bias, a.activation, c, lanes);
         Vector<A> result = plane_gradient(g, d, scale, of_d, constant);
         if constexpr (FOLLOW == Follow::Anything)
           if (mask) {
@@ -113,7 +112,7 @@ struct FirstBackward {
           }
         return {{g, result}};
       };
-      write_elements<T>(block.count, {grad_residual, grad_x}, gradients);
+      write_elements<T>(block.count, {grad_residual, grad_x}, nullptr, gradients);
     }
   }
 
@@ -122,11 +121,9 @@ struct FirstBackward {
     void (*apply)(const Call&, int64_t channel, int64_t set, const PlaneBlock&, int64_t to_next);
   };
   static Kernels kernels_of(const Call& call) {
-    Kernels kernels = by_follow(follow_of(*call.arguments), [](auto follow) -> Kernels {
+    return by_follow(*call.arguments, [](auto follow) -> Kernels {
       return {block_sums<decltype(follow)::value>, apply<decltype(follow)::value>};
     });
-    if (call.keeps_g) kernels.apply = apply<Follow::Nothing>;
-    return kernels;
   }
 
   // With constant statistics grad_x is written as well.

@@ -91,22 +91,24 @@ struct FirstForward {
       const T* const residual = a.residual ? static_cast<const T*>(a.residual) + offset : nullptr;
       const uint8_t* const mask = a.mask ? a.mask + sample * g.spatial + span.begin : nullptr;
       T* const y = static_cast<T*>(a.y) + offset;
-      write_elements<T>(span.count, {y}, [=, &a](int64_t c, auto lanes) __attribute__((always_inline)) -> Values<A, 1> {
-        if (x_ahead)
-          fetch_to_read(x + c, x_ahead, lanes);
-        else
-          fetch_to_write(y + c, kWriteAhead, lanes);
-        Vector<A> v = affine(Vector<A>(load(x + c, lanes) - mean), scale, bias);
-        v = followed<FOLLOW, A>(v, residual, a.activation, c, lanes);
-        if constexpr (FOLLOW == Follow::Anything)
-          if (mask) v = counted<A>(mask + c, v, lanes);
-        return {{v}};
-      });
+      uint8_t* const signs = signs_of<T>(a.signs, sample * g.channels + channel, g.spatial, span.begin);
+      write_elements<T>(span.count, {y}, signs,
+                        [=, &a](int64_t c, auto lanes) __attribute__((always_inline)) -> Values<A, 1> {
+                          if (x_ahead)
+                            fetch_to_read(x + c, x_ahead, lanes);
+                          else
+                            fetch_to_write(y + c, kWriteAhead, lanes);
+                          Vector<A> v = affine(Vector<A>(load(x + c, lanes) - mean), scale, bias);
+                          v = followed<FOLLOW, A>(v, residual, a.activation, c, lanes);
+                          if constexpr (FOLLOW == Follow::Anything)
+                            if (mask) v = counted<A>(mask + c, v, lanes);
+                          return {{v}};
+                        });
     }
   }
 
   static auto apply_of(const Call& call) {
-    return by_follow(follow_of(*call.arguments), [](auto follow) { return apply<decltype(follow)::value>; });
+    return by_follow(*call.arguments, [](auto follow) { return apply<decltype(follow)::value>; });
   }
 
   static void sets(const Call& call, int64_t begin, int64_t end) {

@@ -38,14 +38,15 @@ inline PlaneGeometry geometry_of(Sets sets, const PlaneShape& shape) {
 
 // ---- channels first
 
-// The planes of `channels` channels of a slab, in elements: of a batch one channel, of a sample any number.
+// The planes of `channels` channels of a slab, every step-th from the first: of a batch one channel, of a sample any
+// number. Of the mask in elements.
 struct Planes {
-  int64_t begin, stride, count, mask_begin, mask_stride;
+  int64_t first, step, count, mask_begin, mask_stride;
 };
 inline Planes planes_of(const PlaneGeometry& g, int64_t slab, int64_t channel, int64_t channels) {
-  const int64_t sample = slab * g.slab_samples, begin = (sample * g.channels + channel) * g.spatial;
-  if (g.batch) return {begin, g.channels * g.spatial, g.slab_samples, sample * g.spatial, g.spatial};
-  return {begin, g.spatial, channels, sample * g.spatial, 0};
+  const int64_t sample = slab * g.slab_samples, first = sample * g.channels + channel;
+  if (g.batch) return {first, g.channels, g.slab_samples, sample * g.spatial, g.spatial};
+  return {first, 1, channels, sample * g.spatial, 0};
 }
 
 struct Cut {
@@ -60,20 +61,24 @@ inline Cut cut_of(int64_t planes, int64_t spatial) {
   return {1, per_block, (planes + per_block - 1) / per_block};
 }
 
-// `segments` runs of `count` elements.
+// `segments` runs of `count` elements: each a plane from element `skipped` on, the first of the plane `first`.
 struct PlaneBlock {
   int64_t begin, stride, segments, count, mask_begin, mask_stride;
+  int64_t first, step, skipped;
 };
 inline PlaneBlock block_of(const Planes& planes, const Cut& cut, int64_t spatial, int64_t block) {
   const int64_t plane = cut.pieces > 1 ? block / cut.pieces : block * cut.planes;
   const Span span = cut.pieces > 1 ? block_span(block % cut.pieces, spatial) : Span{0, spatial};
-  const int64_t left = planes.count - plane;
-  return {planes.begin + plane * planes.stride + span.begin,
-          planes.stride,
+  const int64_t left = planes.count - plane, first = planes.first + plane * planes.step;
+  return {first * spatial + span.begin,
+          planes.step * spatial,
           left < cut.planes ? left : cut.planes,
           span.count,
           planes.mask_begin + plane * planes.mask_stride + span.begin,
-          planes.mask_stride};
+          planes.mask_stride,
+          first,
+          planes.step,
+          span.begin};
 }
 
 // Planes of a batch this short are taken by tiles of channels (plane_short.h), never in phases.
@@ -97,9 +102,18 @@ inline int64_t tile_count(const PlaneGeometry& g) { return (g.channels + kTile -
 
 struct Columns {
   int64_t begin, end;
+  int64_t width() const { return end - begin; }
 };
 inline Columns tile_of(const PlaneGeometry& g, int64_t tile) {
   return {tile * kTile, g.channels < (tile + 1) * kTile ? g.channels : (tile + 1) * kTile};
+}
+
+struct Rows {
+  int64_t begin, end;
+};
+inline Rows rows_of(const PlaneGeometry& g, int64_t chunk) {
+  const int64_t begin = chunk * chunk_rows(g), end = begin + chunk_rows(g);
+  return {begin, end < g.rows() ? end : g.rows()};
 }
 
 // Slabs whose sums of grad_weight and grad_bias are added up by one thread, in order.
@@ -160,8 +174,6 @@ struct PlaneBackwardCall {
   GradientSums* of_planes;    // switchable: (sets) sums of g * weight, else null
   double* of_groups;          // switchable: see plane_switch.h
   bool sums, apply;           // are the sums needed; is grad_x or grad_residual
-  bool keeps_g;               // the sums' pass writes g into grad_residual, and apply reads it there: with a ReLU g is
-                              // grad_y or 0, which no type rounds, and neither residual nor activation is needed again
 };
 
 struct PlaneBackwardKernels {

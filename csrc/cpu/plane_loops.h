@@ -1,9 +1,11 @@
 // What the plane kernels share: sums over the segments of a block, what follows the norm (residual, activation, mask),
 // and the merging of moments.
 #pragma once
+#include "../interface/plane_signs.h"
 #include "../math/normalize.h"
 #include "common/activation.h"
 #include "common/convert.h"
+#include "common/signs.h"
 #include "plane_kernels.h"
 
 namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET {
@@ -30,30 +32,33 @@ TFN_INLINE int64_t bytes_to_next_set(const PlaneGeometry& g) {
   return g.batch && small_sets<T>(g) ? g.spatial * int64_t(sizeof(T)) : 0;
 }
 
-// The same in elements, where groups of `rows` rows follow each other.
+// The same in rows of `width` elements, where groups of `rows` rows follow each other.
 template <class T>
-TFN_INLINE int64_t rows_ahead(int64_t bytes, int64_t rows, int64_t stride) {
-  const int64_t group = rows * stride * int64_t(sizeof(T));
-  return (bytes + group - 1) / group * rows * stride;
+TFN_INLINE int64_t rows_ahead(int64_t bytes, int64_t rows, int64_t width) {
+  const int64_t group = rows * width * int64_t(sizeof(T));
+  return (bytes + group - 1) / group * rows;
 }
 
-// What follows  v = (x - mean) * scale + bias;  scale = rstd * weight. Anything: found out at run time.
-enum class Follow { Nothing, Relu, Anything };
+// What follows  v = (x - mean) * scale + bias;  scale = rstd * weight. Signs: a ReLU whose signs forward has kept
+// (backward only). Anything: found out at run time.
+enum class Follow { Nothing, Relu, Signs, Anything };
 
-// The kernel for the usual cases, or the one that looks at run time.
-template <class ARGUMENTS>
-TFN_INLINE Follow follow_of(const ARGUMENTS& a) {
-  if (a.mask) return Follow::Anything;
-  if (a.activation == Activation::Relu) return Follow::Relu;
-  return a.activation == Activation::None && !a.residual ? Follow::Nothing : Follow::Anything;
-}
-
-// f(std::integral_constant<Follow, follow>)
+// f(std::integral_constant<Follow, follow>): the kernel for the usual cases, or the one that looks at run time.
 template <class F>
-TFN_INLINE auto by_follow(Follow follow, F f) {
-  if (follow == Follow::Nothing) return f(std::integral_constant<Follow, Follow::Nothing>());
-  if (follow == Follow::Relu) return f(std::integral_constant<Follow, Follow::Relu>());
+TFN_INLINE auto by_follow(const PlaneNormForward& a, F f) {
+  if (a.mask) return f(std::integral_constant<Follow, Follow::Anything>());
+  if (a.activation == Activation::Relu) return f(std::integral_constant<Follow, Follow::Relu>());
+  if (a.activation == Activation::None && !a.residual) return f(std::integral_constant<Follow, Follow::Nothing>());
   return f(std::integral_constant<Follow, Follow::Anything>());
+}
+template <class F>
+TFN_INLINE auto by_follow(const PlaneNormBackward& a, F f) {
+  if (a.mask) return f(std::integral_constant<Follow, Follow::Anything>());
+  if (a.activation == Activation::None) return f(std::integral_constant<Follow, Follow::Nothing>());
+  if (a.activation != Activation::Relu || (a.residual && !a.signs))
+    return f(std::integral_constant<Follow, Follow::Anything>());
+  if (a.signs) return f(std::integral_constant<Follow, Follow::Signs>());
+  return f(std::integral_constant<Follow, Follow::Relu>());
 }
 
 // v where the mask's byte is 1, else zero, whatever v is.
@@ -90,12 +95,13 @@ TFN_INLINE void for_elements(int64_t count, Body body) {
 }
 
 // The same for what is written: body(c, lanes) gives a vector for each of `outputs`; a null one is not written.
+// `signs`, or null: takes those of the first output.
 template <class A, int N>
 struct Values {
   Vector<A> of[N];
 };
 template <class T, int N, class Body>
-TFN_INLINE void write_elements(int64_t count, T* const (&outputs)[N], Body body) {
+TFN_INLINE void write_elements(int64_t count, T* const (&outputs)[N], uint8_t* signs, Body body) {
   using A = Accumulator<T>;
   int64_t begin = 0;
   if constexpr (kPaired<T>) {
@@ -105,6 +111,7 @@ TFN_INLINE void write_elements(int64_t count, T* const (&outputs)[N], Body body)
       repeat<N>([&](auto i) __attribute__((always_inline)) {
         if (outputs[i]) store_pair(outputs[i] + begin, even.of[i], odd.of[i]);
       });
+      if (signs) store_sign_pair(signs, begin, even.of[0], odd.of[0]);
     }
   }
   for_columns<A>(count - begin, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
@@ -112,7 +119,14 @@ TFN_INLINE void write_elements(int64_t count, T* const (&outputs)[N], Body body)
     repeat<N>([&](auto i) __attribute__((always_inline)) {
       if (outputs[i]) store(outputs[i] + begin + c, values.of[i], lanes);
     });
+    if (signs) store_signs<T>(signs, begin + c, values.of[0], lanes);
   });
+}
+
+// The signs of a run from element `skipped` on, or null.
+template <class T, class BYTE>
+TFN_INLINE BYTE* signs_of(BYTE* signs, int64_t run, int64_t elements, int64_t skipped) {
+  return signs ? signs + run * sign_bytes(elements, dtype_of<T>) + sign_bytes(skipped, dtype_of<T>) : nullptr;
 }
 
 template <Follow FOLLOW, class A, class T, class LANES>
@@ -122,18 +136,21 @@ TFN_INLINE Vector<A> followed(Vector<A> v, const T* residual, Activation activat
   return FOLLOW == Follow::Relu ? relu(v) : activated<A>(activation, v);
 }
 
-// g = grad_y * activation'(v), the activation's argument v formed as in forward; d = x - mean.
+// g = grad_y * activation'(v), from the signs of the activation's argument v, or from v itself, formed as in forward;
+// d = x - mean. Element c of the run where grad_y, residual and signs begin.
 template <Follow FOLLOW, class A, class T, class LANES>
-TFN_INLINE Vector<A> gradient(const T* grad_y, const T* residual, Vector<A> d, Vector<A> scale, Vector<A> bias,
-                              Activation activation, int64_t c, LANES lanes) {
+TFN_INLINE Vector<A> gradient(const T* grad_y, const T* residual, const uint8_t* signs, Vector<A> d, Vector<A> scale,
+                              Vector<A> bias, Activation activation, int64_t c, LANES lanes) {
   const Vector<A> g = load(grad_y + c, lanes);
   if constexpr (FOLLOW == Follow::Nothing) return g;
+  if constexpr (FOLLOW == Follow::Signs) return where_positive<T>(signs, c, g, Vector<A>{}, lanes);
+  if constexpr (FOLLOW == Follow::Anything)
+    if (signs)
+      return where_positive<T>(signs, c, g, activation == Activation::Relu ? Vector<A>{} : g * A(leaky_slope), lanes);
   Vector<A> v = affine(d, scale, bias);
+  if constexpr (FOLLOW == Follow::Relu) return v > 0 ? g : Vector<A>{};
   if (residual) v = v + load(residual + c, lanes);
-  if constexpr (FOLLOW == Follow::Relu)
-    return v > 0 ? g : Vector<A>{};
-  else
-    return activation == Activation::None ? g : g * slope<A>(activation, v);
+  return activation == Activation::None ? g : g * slope<A>(activation, v);
 }
 
 // totals[i] = sum over `segments` runs of `count` elements of what body(segment, c, lanes, sums) adds to sums[i]. As

@@ -1,5 +1,5 @@
-// The plane kernels for AVX-512 (F, BW, VL, DQ). The pragma stands for per-file compiler flags, which setuptools lacks.
-// What is included before it (with the headers below it all include) stays compiled for any machine.
+// The plane kernels for AVX-512 (F, BW, VL, DQ) and BMI2. The pragma stands for per-file compiler flags, which
+// setuptools lacks. What is included before it (with the headers below it all include) stays compiled for any machine.
 #include "../math/activation.h"
 #include "plane_kernels.h"
 
@@ -13,7 +13,7 @@
 #include <type_traits>
 #include <utility>
 
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,prfchw")
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi2,prfchw")
 #define TFN_INSTRUCTION_SET avx512
 #define TFN_VECTOR_BYTES 64
 #include "plane_backward.h"

@@ -15,8 +15,8 @@ namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET {
 constexpr int64_t kShortTile = 32;  // channels, at most
 inline int64_t short_tile(const PlaneGeometry& g) { return g.spatial <= 64 ? kShortTile : kShortTile / 4; }
 
-// totals[channel][i] = sum over samples of what body(element, channel, lanes, sums) adds, `element` counted from the
-// tile's first of the first sample; a lane adds up some 16 numbers before it goes over into double.
+// totals[channel][i] = sum over samples of what body(plane, c, channel, lanes, sums) adds of element c of a plane,
+// planes counted from the tile's first; a lane adds up some 16 numbers before it goes over into double.
 template <class T, int SUMS, class Body>
 TFN_INLINE void sum_tile(const PlaneGeometry& g, int64_t samples, int64_t channels, double (*totals)[SUMS], Body body) {
   using A = Accumulator<T>;
@@ -26,11 +26,11 @@ TFN_INLINE void sum_tile(const PlaneGeometry& g, int64_t samples, int64_t channe
   int64_t room = together;
   for (int64_t sample = 0; sample < samples; ++sample) {
     for (int64_t channel = 0; channel < channels; ++channel) {
-      const int64_t plane = (sample * g.channels + channel) * g.spatial;
+      const int64_t plane = sample * g.channels + channel;
       Vector<A> s[SUMS];
       repeat<SUMS>([&](auto i) __attribute__((always_inline)) { s[i] = sums[channel][i]; });
-      for_elements<T>(
-          g.spatial, [&](int64_t c, auto lanes) __attribute__((always_inline)) { body(plane + c, channel, lanes, s); });
+      for_elements<T>(g.spatial,
+                      [&](int64_t c, auto lanes) __attribute__((always_inline)) { body(plane, c, channel, lanes, s); });
       repeat<SUMS>([&](auto i) __attribute__((always_inline)) { sums[channel][i] = s[i]; });
     }
     if (--room > 0 && sample + 1 < samples) continue;
@@ -57,21 +57,24 @@ struct ShortForward {
   static __attribute__((noinline)) void tile_moments(const Call& call, const T* x, int64_t samples, int64_t channels,
                                                      Moments* moments) {
     const PlaneGeometry& g = call.geometry;
-    const int64_t asked = (kAsked + g.spatial - 1) / g.spatial, shift_samples = asked < samples ? asked : samples;
+    const int64_t spatial = g.spatial, asked = (kAsked + spatial - 1) / spatial,
+                  shift_samples = asked < samples ? asked : samples;
     const int64_t ahead = g.channels * g.spatial * int64_t(sizeof(T));
     double sum[kShortTile][1], sums[kShortTile][2];
     A shift[kShortTile];
     sum_tile<T>(g, shift_samples, channels, sum,
-                [=](int64_t i, int64_t, auto lanes, Vector<A>* s)
-                    __attribute__((always_inline)) { s[0] += load(x + i, lanes); });
+                [=](int64_t plane, int64_t c, int64_t, auto lanes, Vector<A>* s)
+                    __attribute__((always_inline)) { s[0] += load(x + plane * spatial + c, lanes); });
     for (int64_t c = 0; c < channels; ++c) shift[c] = A(sum[c][0] / double(shift_samples * g.spatial));
     sum_tile<T>(g, samples, channels, sums,
-                [&, x, ahead](int64_t i, int64_t c, auto lanes, Vector<A>* s) __attribute__((always_inline)) {
-                  fetch_to_read(x + i, ahead, lanes);
-                  const Vector<A> d = keep(load(x + i, lanes) - shift[c], lanes);
-                  s[0] += d;
-                  s[1] += d * d;
-                });
+                [&, x, ahead, spatial](int64_t plane, int64_t c, int64_t channel, auto lanes, Vector<A>* s)
+                    __attribute__((always_inline)) {
+                      const T* const p = x + plane * spatial + c;
+                      fetch_to_read(p, ahead, lanes);
+                      const Vector<A> d = keep(load(p, lanes) - shift[channel], lanes);
+                      s[0] += d;
+                      s[1] += d * d;
+                    });
     const double count = double(samples * g.spatial);
     for (int64_t c = 0; c < channels; ++c) {
       const double correction = sums[c][0] / count;
@@ -95,7 +98,8 @@ struct ShortForward {
         const Vector<A> mean = splat(static_cast<const A*>(call.mean)[channel]);
         const Vector<A> of_d = splat(scale[channel - tile.begin]);
         const Vector<A> bias = splat(static_cast<const A*>(call.bias)[channel]);
-        write_elements<T>(g.spatial, {y},
+        uint8_t* const signs = signs_of<T>(a.signs, sample * g.channels + channel, g.spatial, 0);
+        write_elements<T>(g.spatial, {y}, signs,
                           [=, &a](int64_t c, auto lanes) __attribute__((always_inline)) -> Values<A, 1> {
                             fetch_to_write(y + c, kWriteAhead, lanes);
                             const Vector<A> v = affine(Vector<A>(load(x + c, lanes) - mean), of_d, bias);
@@ -106,8 +110,7 @@ struct ShortForward {
 
   static void sets(const Call& call, int64_t begin, int64_t end) {
     const PlaneGeometry& g = call.geometry;
-    const auto apply_to =
-        by_follow(follow_of(*call.arguments), [](auto follow) { return apply<decltype(follow)::value>; });
+    const auto apply_to = by_follow(*call.arguments, [](auto follow) { return apply<decltype(follow)::value>; });
     const int64_t samples = cut_of(g.slab_samples, g.spatial).planes;
     for (int64_t first = begin; first < end; first += short_tile(g)) {
       const Columns tile{first, first + short_tile(g) < end ? first + short_tile(g) : end};
@@ -140,21 +143,23 @@ struct ShortBackward {
     const int64_t offset = tile.channels.begin * g.spatial;
     const T *const grad_y = static_cast<const T*>(a.grad_y) + offset, *const x = static_cast<const T*>(a.x) + offset;
     const T* const residual = a.residual ? static_cast<const T*>(a.residual) + offset : nullptr;
-    T* const kept = call.keeps_g ? static_cast<T*>(a.grad_residual) + offset : nullptr;
-    const int64_t ahead = g.channels * g.spatial * int64_t(sizeof(T));
-    sum_tile<T>(g, g.slab_samples, tile.channels.end - tile.channels.begin, totals,
-                [&, grad_y, x, residual, kept, ahead](int64_t i, int64_t channel, auto lanes, Vector<A>* s)
-                    __attribute__((always_inline)) {
-                      fetch_to_read(grad_y + i, ahead, lanes);
-                      fetch_to_read(x + i, ahead, lanes);
-                      const Vector<A> d = load(x + i, lanes) - tile.mean[channel];
-                      const Vector<A> g = gradient<FOLLOW, A>(grad_y, residual, d, splat(tile.scale[channel]),
-                                                              splat(tile.bias[channel]), a.activation, i, lanes);
-                      if constexpr (FOLLOW == Follow::Relu)
-                        if (kept) store(kept + i, g, lanes);
-                      s[0] += g;
-                      s[1] += g * d;
-                    });
+    const int64_t spatial = g.spatial, run = sign_bytes(spatial, dtype_of<T>);
+    const uint8_t* const signs = signs_of<T>(a.signs, tile.channels.begin, spatial, 0);
+    const int64_t ahead = g.channels * spatial * int64_t(sizeof(T));
+    sum_tile<T>(
+        g, g.slab_samples, tile.channels.end - tile.channels.begin, totals,
+        [&, grad_y, x, residual, signs, ahead, spatial, run](int64_t plane, int64_t c, int64_t channel, auto lanes,
+                                                             Vector<A>* s) __attribute__((always_inline)) {
+          const int64_t i = plane * spatial;
+          fetch_to_read(grad_y + i + c, ahead, lanes);
+          fetch_to_read(x + i + c, ahead, lanes);
+          const Vector<A> d = load(x + i + c, lanes) - tile.mean[channel];
+          const Vector<A> g =
+              gradient<FOLLOW, A>(grad_y + i, residual ? residual + i : nullptr, signs ? signs + plane * run : nullptr,
+                                  d, splat(tile.scale[channel]), splat(tile.bias[channel]), a.activation, c, lanes);
+          s[0] += g;
+          s[1] += g * d;
+        });
   }
 
   template <Follow FOLLOW>
@@ -164,21 +169,23 @@ struct ShortBackward {
     for (int64_t sample = g.slab_samples - 1; sample >= 0; --sample)
       for (int64_t channel = tile.channels.begin; channel < tile.channels.end; ++channel) {
         const int64_t offset = (sample * g.channels + channel) * g.spatial, i = channel - tile.channels.begin;
-        const T* const grad_y = static_cast<const T*>(call.keeps_g ? a.grad_residual : a.grad_y) + offset;
+        const T* const grad_y = static_cast<const T*>(a.grad_y) + offset;
         const T* const x = static_cast<const T*>(a.x) + offset;
         const T* const residual = a.residual ? static_cast<const T*>(a.residual) + offset : nullptr;
         T* const grad_x = a.grad_x ? static_cast<T*>(a.grad_x) + offset : nullptr;
-        T* const grad_residual = a.grad_residual && !call.keeps_g ? static_cast<T*>(a.grad_residual) + offset : nullptr;
+        T* const grad_residual = a.grad_residual ? static_cast<T*>(a.grad_residual) + offset : nullptr;
+        const uint8_t* const signs = signs_of<T>(a.signs, sample * g.channels + channel, g.spatial, 0);
         const A* const coefficients = static_cast<const A*>(call.coefficients) + 2 * channel;
         const Vector<A> mean = splat(tile.mean[i]), scale = splat(tile.scale[i]), bias = splat(tile.bias[i]);
         const Vector<A> of_d = splat(coefficients[0]), constant = splat(coefficients[1]);
         const auto gradients = [=, &a](int64_t c, auto lanes) __attribute__((always_inline)) -> Values<A, 2> {
           fetch_to_write(grad_x, grad_x ? c * int64_t(sizeof(T)) + kWriteAhead : 0, lanes);
+          if (grad_residual) fetch_to_write(grad_residual + c, kWriteAhead, lanes);
           const Vector<A> d = load(x + c, lanes) - mean;
-          const Vector<A> g = gradient<FOLLOW, A>(grad_y, residual, d, scale, bias, a.activation, c, lanes);
+          const Vector<A> g = gradient<FOLLOW, A>(grad_y, residual, signs, d, scale, bias, a.activation, c, lanes);
           return {{g, plane_gradient(g, d, scale, of_d, constant)}};
         };
-        write_elements<T>(g.spatial, {grad_residual, grad_x}, gradients);
+        write_elements<T>(g.spatial, {grad_residual, grad_x}, nullptr, gradients);
       }
   }
 
@@ -191,10 +198,8 @@ struct ShortBackward {
     const PlaneNormBackward& a = *call.arguments;
     const PlaneGeometry& g = call.geometry;
     const double count = call.counts[0];
-    Kernels kernels = by_follow(follow_of(a), [](auto follow) -> Kernels {
-      return {sums<decltype(follow)::value>, apply<decltype(follow)::value>};
-    });
-    if (call.keeps_g) kernels.apply = apply<Follow::Nothing>;
+    const Kernels kernels = by_follow(
+        a, [](auto follow) -> Kernels { return {sums<decltype(follow)::value>, apply<decltype(follow)::value>}; });
     for (int64_t first = begin; first < end; first += short_tile(g)) {
       Tile tile{{first, first + short_tile(g) < end ? first + short_tile(g) : end}, {}, {}, {}};
       double totals[kShortTile][2] = {};

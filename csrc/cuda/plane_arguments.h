@@ -39,6 +39,7 @@ inline PlaneGeometry geometry_of(const PlaneShape& shape, Sets sets, const Plane
   g.piece = plan.piece;
   g.slab = plan.slab;
   g.empty = is_empty(shape);
+  g.sign_run = sign_run(shape, type);
   g.slabs = g.empty ? 0 : plan.slabs;
   g.tasks = plan.tasks;
   g.domains = batch ? 1 : shape.samples;

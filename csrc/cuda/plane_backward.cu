@@ -9,7 +9,9 @@
 namespace torchfastnorm::cuda {
 namespace {
 
-bool with_residual(const PlaneNormBackward& a) { return a.residual != nullptr && a.activation != Activation::None; }
+bool with_residual(const PlaneNormBackward& a) {
+  return a.residual != nullptr && a.signs == nullptr && a.activation != Activation::None;
+}
 
 PlanePlan plan_of(const PlaneNormBackward& a, Sets sets) {
   const bool ordered = a.mix.terms != 0 || (a.batch_statistics && is_empty(a.shape));
@@ -65,6 +67,7 @@ void plane_norm_backward(const PlaneNormBackward& a, Sets sets, Stream stream) {
     arguments.batch_statistics = a.batch_statistics;
     arguments.renorm = a.renorm;
     arguments.grad_y = a.grad_y;
+    arguments.signs = a.signs;
     arguments.mean = static_cast<const A*>(a.mean);
     arguments.rstd = static_cast<const A*>(a.rstd);
     arguments.set_means = reinterpret_cast<A*>(workspace + space.table);

@@ -4,9 +4,10 @@
 //   Team::Grid      both read again where no block had room to keep them; without batch statistics nothing depends on
 //                   the sums, and everything is read and written in the first pass
 //
-// The activation's derivative is recomputed from x, the statistics and the parameters, and from the residual where
-// there was one. grad_weight and grad_bias come from the same sums: with Sets::Batch a set's own, otherwise added up
-// over the samples from the table of entries, in the same launch (Grid) or by plane_parameter_gradients (Cluster).
+// The activation's derivative is recomputed from x, the statistics and the parameters, and where there was a residual
+// from that, or from the signs that forward kept. grad_weight and grad_bias come from the same sums: with Sets::Batch a
+// set's own, otherwise added up over the samples from the table of entries, in the same launch (Grid) or by
+// plane_parameter_gradients (Cluster).
 #pragma once
 #include "plane_forward.cuh"
 
@@ -15,9 +16,10 @@ namespace torchfastnorm::cuda {
 template <class A>
 struct PlaneBackwardArguments : PlaneArguments<A> {
   const void* grad_y;
-  const A* mean;  // (sets)
-  const A* rstd;  // (sets)
-  A* set_means;   // (sets, 2), Team::Grid: mean(g * weight), mean(g * weight * x_hat)
+  const uint8_t* signs;  // or null
+  const A* mean;         // (sets)
+  const A* rstd;         // (sets)
+  A* set_means;          // (sets, 2), Team::Grid: mean(g * weight), mean(g * weight * x_hat)
   void* grad_x;
   void* grad_residual;
   void* grad_weight;
@@ -74,7 +76,7 @@ struct PlaneBackward {
   const PlaneShared<T>& shared;
 
   __device__ __forceinline__ bool with_residual() const {
-    return a.residual != nullptr && a.activation != Activation::None;
+    return a.residual != nullptr && a.signs == nullptr && a.activation != Activation::None;
   }
   __device__ __forceinline__ void load(const Slab<T, LAYOUT, TEAM>& slab, int round, int ordinal) const {
     const void* const tensors[2] = {a.x, a.grad_y};
@@ -131,14 +133,19 @@ struct PlaneBackward {
     return c;
   }
 
-  // x - mean and g of a slot; zero where an element does not count.
-  __device__ __forceinline__ void gradient(int ordinal, int k, unsigned bits, const Coefficients<A, count>& c,
-                                           A (&centered)[N], A (&grad)[N]) const {
+  // x - mean and g of a slot; zero where an element does not count. signs: of the round.
+  __device__ __forceinline__ void gradient(int ordinal, int k, unsigned bits, unsigned signs,
+                                           const Coefficients<A, count>& c, A (&centered)[N], A (&grad)[N]) const {
     unpack(shared.kept(g, ordinal, 0, k), centered);
     unpack(shared.kept(g, ordinal, 1, k), grad);
 #pragma unroll
     for (int j = 0; j < N; ++j) centered[j] -= pick(c.mean, j);
-    if (a.activation != Activation::None) {
+    if (a.signs != nullptr) {
+      const bool leaky = a.activation == Activation::LeakyRelu;
+#pragma unroll
+      for (int j = 0; j < N; ++j)
+        if (!(signs >> (8 * k + j) & 1)) grad[j] = leaky ? grad[j] * A(leaky_slope) : A(0);
+    } else if (a.activation != Activation::None) {
       A before[N] = {};
       if (with_residual()) unpack(shared.kept(g, ordinal, 2, k), before);
 #pragma unroll
@@ -179,6 +186,7 @@ struct PlaneBackward {
     for (int round = 0; round < g.rounds; ++round) {
       const int ordinal = first_ordinal + round;
       load(slab, round, ordinal);
+      const unsigned signs = a.signs != nullptr ? load_signs(a.signs, slab, round) : 0u;
       if constexpr (!planes) read_columns<3>(slab, shared, c);
       A of_piece[2] = {};      // g, g * (x - mean)
       A counted_ones[1] = {};  // with a mask
@@ -190,7 +198,7 @@ struct PlaneBackward {
           if ((k == 0 || g.slots_per_piece == 1) && s.limit > 0) c = coefficients(first_set + s.set, s.channel);
         }
         A centered[N], grad[N];
-        gradient(ordinal, k, bits, c, centered, grad);
+        gradient(ordinal, k, bits, signs, c, centered, grad);
         if (!a.batch_statistics) store_gradients(s, bits, c, centered, grad);
         if constexpr (planes) {
 #pragma unroll
@@ -243,6 +251,7 @@ struct PlaneBackward {
     for (int round = g.rounds - 1; round >= 0; --round) {
       const int ordinal = first_ordinal + round;
       if (ordinal >= g.kept_rounds) load(slab, round, ordinal);
+      const unsigned signs = a.signs != nullptr ? load_signs(a.signs, slab, round) : 0u;
       if constexpr (!planes) read_columns<column_values>(slab, shared, c);
 #pragma unroll 1
       for (int k = 0; k < plane_slots; ++k) {
@@ -252,7 +261,7 @@ struct PlaneBackward {
         }
         const unsigned bits = counted<N, planes>(s, a.mask);
         A centered[N], grad[N];
-        gradient(ordinal, k, bits, c, centered, grad);
+        gradient(ordinal, k, bits, signs, c, centered, grad);
         store_gradients(s, bits, c, centered, grad);
       }
     }

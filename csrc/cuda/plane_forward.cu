@@ -62,6 +62,7 @@ void plane_norm_forward(const PlaneNormForward& a, Sets sets, Stream stream) {
     arguments.activation = a.activation;
     arguments.batch_statistics = a.batch_statistics;
     arguments.y = a.y;
+    arguments.signs = a.signs;
     arguments.mean = static_cast<A*>(a.mean);
     arguments.rstd = static_cast<A*>(a.rstd);
     if (space.statistics > 0) {

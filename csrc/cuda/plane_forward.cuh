@@ -1,6 +1,6 @@
 // Forward of the norms of feature maps: moments, combine, apply in one launch (plane_norm.cuh, plane_combine.cuh).
 //
-//   Team::Cluster   x read once, y written once; a residual is read by apply
+//   Team::Cluster   x read once, y written once; a residual is read by apply, which leaves signs of its sum
 //   Team::Grid      x read again where no block had room to keep it; without batch statistics apply alone: one pass
 //
 // A piece's moments: its mean, then squares around it, in registers; the sum of the deviations, zero but for the
@@ -15,9 +15,10 @@ namespace torchfastnorm::cuda {
 template <class A>
 struct PlaneForwardArguments : PlaneArguments<A> {
   void* y;
-  A* mean;      // (sets); null: not wanted (Team::Cluster)
-  A* rstd;      // (sets); null: not wanted (Team::Cluster)
-  A* variance;  // (sets), Sets::Instance with running statistics; else null
+  uint8_t* signs;  // null: not wanted
+  A* mean;         // (sets); null: not wanted (Team::Cluster)
+  A* rstd;         // (sets); null: not wanted (Team::Cluster)
+  A* variance;     // (sets), Sets::Instance with running statistics; else null
   void* running_mean;
   void* running_var;
   DType running_type;
@@ -267,6 +268,7 @@ struct PlaneForward {
 #pragma unroll
           for (int j = 0; j < N; ++j) v[j] = activate(decltype(activation)::value, v[j]);
         });
+        if (a.signs != nullptr) store_signs(a.signs, s, v);
         if (a.mask != nullptr) {
           const unsigned bits = counted<N, planes>(s, a.mask);
 #pragma unroll

@@ -18,6 +18,7 @@
 // of is a matter of adding up entries (plane_combine.cuh), the same for every norm of the family.
 #pragma once
 #include "../interface/plane_plan.h"
+#include "../interface/plane_signs.h"
 #include "../math/activation.h"
 #include "../math/divisor.h"
 #include "../math/normalize.h"
@@ -83,8 +84,9 @@ struct PlaneGeometry {
   int64_t set_count;
   Divisor channels_divisor, width_divisor;
   int lanes, slots_per_piece, kept, staged;
-  bool aligned;  // every piece or row begins on a 16-byte boundary
-  bool empty;    // no elements at all: sets without entries
+  bool aligned;      // every piece or row begins on a 16-byte boundary
+  bool empty;        // no elements at all: sets without entries
+  int64_t sign_run;  // bytes
   int64_t piece, slab, slabs, tasks, domains, domain_rows;
   int tile, sets_per_task, local_entries;
   int rounds, kept_rounds;
@@ -125,6 +127,7 @@ struct Slot {
   int64_t row;    // element at which the row or piece begins
   int64_t mask;   // its first position in the mask
   int64_t entry;  // ChannelsFirst: of the piece, in the table
+  int64_t signs;  // byte of the row's first vector
   int index;      // vector of the row
   int limit;
   int channel;  // of the piece; of the tile's first element
@@ -136,6 +139,7 @@ struct Slab;
 
 template <class T, Team TEAM>
 struct Slab<T, Layout::ChannelsFirst, TEAM> {
+  static constexpr int vector = Packed<T>::size;
   const PlaneGeometry& g;
   uint32_t first, end;  // pieces of the task
   int64_t first_plane;
@@ -174,7 +178,7 @@ struct Slab<T, Layout::ChannelsFirst, TEAM> {
   }
   __device__ __forceinline__ Slot slot(int round, int k) const {
     const uint32_t q = piece(round, k);
-    Slot s{0, 0, 0, int(lane + (g.slots_per_piece == 1 ? 0 : k) * g.lanes), 0, 0, 0};
+    Slot s{0, 0, 0, 0, int(lane + (g.slots_per_piece == 1 ? 0 : k) * g.lanes), 0, 0, 0};
     if (q >= end) return s;
     int64_t plane;
     uint32_t chunk, sample;
@@ -199,6 +203,7 @@ struct Slab<T, Layout::ChannelsFirst, TEAM> {
     s.row = plane * g.spatial + begin;
     s.mask = sample * g.spatial + begin;
     s.entry = plane * g.chunks_divisor.value + chunk;
+    s.signs = plane * g.sign_run + begin / Packed<T>::size;
     s.limit = int(g.spatial - begin < g.piece ? g.spatial - begin : g.piece);
     return s;
   }
@@ -206,6 +211,7 @@ struct Slab<T, Layout::ChannelsFirst, TEAM> {
 
 template <class T, Team TEAM>
 struct Slab<T, Layout::ChannelsLast, TEAM> {
+  static constexpr int vector = Packed<T>::size;
   const PlaneGeometry& g;
   int64_t first_row, base;  // of the slab; element at which its tile begins
   int rows;
@@ -233,9 +239,10 @@ struct Slab<T, Layout::ChannelsLast, TEAM> {
   __device__ __forceinline__ Slot slot(int round, int k) const {
     const int row = (round * plane_slots + k) * int(row_threads) + int(row_thread);
     const int index = recomputed(int(lane));
-    if (row >= rows) return {base, first_row, 0, index, 0, channel, set};
+    if (row >= rows) return {base, first_row, 0, 0, index, 0, channel, set};
     // A slab has fewer than 2^31 elements (plane_arguments.h).
-    return {base + row * g.channels, first_row + row, 0, index, width, channel, set};
+    const int64_t signs = (first_row + row) * g.sign_run + channel / Packed<T>::size;
+    return {base + row * g.channels, first_row + row, 0, signs, index, width, channel, set};
   }
   __device__ __forceinline__ unsigned entries() const { return unsigned(width); }
   __device__ __forceinline__ unsigned first_entry() const { return 0; }
@@ -276,6 +283,27 @@ __device__ __forceinline__ unsigned counted(const Slot& s, const uint8_t* mask) 
   } else {
     return load_cached(mask + s.mask) != 0 ? bits : 0u;
   }
+}
+
+// A byte for each slot of a round, the first in the lowest: the signs of its elements (interface/plane_signs.h).
+template <class SLAB>
+__device__ __forceinline__ unsigned load_signs(const uint8_t* signs, const SLAB& slab, int round) {
+  static_assert(plane_slots <= 4);
+  unsigned all = 0;
+#pragma unroll
+  for (int k = 0; k < plane_slots; ++k) {
+    const Slot s = slab.slot(round, k);
+    if (s.index * SLAB::vector < s.limit) all |= unsigned(load_cached(signs + s.signs + s.index)) << 8 * k;
+  }
+  return all;
+}
+template <int N, class A>
+__device__ __forceinline__ void store_signs(uint8_t* signs, const Slot& s, const A (&v)[N]) {
+  if (s.index * N >= s.limit) return;
+  unsigned bits = 0;
+#pragma unroll
+  for (int j = 0; j < N; ++j) bits |= v[j] > A(0) ? 1u << j : 0u;
+  store(signs + s.signs + s.index, uint8_t(bits));
 }
 
 // Elements that do not count become zero.

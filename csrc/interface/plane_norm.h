@@ -50,6 +50,7 @@ struct PlaneNormForward {
   const void* bias;      // (channels) param_type, or null (zeros)
   const uint8_t* mask;   // (samples, spatial), 1 counts, 0 does not; or null: all count
   void* y;               // type
+  uint8_t* signs;        // sign_bytes(shape, type), or null: not wanted (plane_signs.h)
   void* mean;            // (sets) stat, or null: not wanted
   void* rstd;            // (sets) stat, null exactly when mean is. With renorm and batch_statistics (6, sets): what
                          // math/renorm.h makes, in its order
@@ -73,7 +74,8 @@ struct PlaneNormForward {
 struct PlaneNormBackward {
   const void* grad_y;      // type
   const void* x;           // type
-  const void* residual;    // type, or null; needed for the activation's derivative alone
+  const void* residual;    // type, or null; needed for the activation's derivative alone, and not with signs
+  const uint8_t* signs;    // what forward wrote; null where there was no residual or the activation is another
   const void* weight;      // as in forward
   const void* bias;        // as in forward; needed for the activation's derivative alone
   const uint8_t* mask;     // as in forward

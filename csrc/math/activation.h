@@ -17,6 +17,7 @@ namespace torchfastnorm {
 
 template <class T>
 TFN_HOST_DEVICE T sigmoid(T v) {
+  using std::exp;  // else a host's is the one for double
   return quotient(T(1), T(1) + exp(-v));
 }
 

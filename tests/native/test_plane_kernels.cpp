@@ -16,6 +16,7 @@
 #include "cuda/common/vector_access.cuh"
 #include "interface/backend.h"
 #include "interface/plane_plan.h"
+#include "interface/plane_signs.h"
 #include "math/activation.h"
 #include "tensor.h"
 
@@ -152,6 +153,9 @@ Run run(const Case& c, int64_t samples, bool check) {
   f.bias = bias.data();
   f.mask = c.mask ? mask.data() : nullptr;
   f.y = y.data();
+  const bool keeps = keeps_signs(c.sets, shape, c.residual, c.activation);
+  std::vector<uint8_t> signs(size_t(sign_bytes(shape, c.type)), 0xA5);
+  f.signs = keeps ? signs.data() : nullptr;
   f.mean = mean.data();
   f.rstd = rstd.data();
   f.running_mean = c.running ? running_mean.data() : nullptr;
@@ -168,11 +172,14 @@ Run run(const Case& c, int64_t samples, bool check) {
   std::vector<double> space(size_t(functions.forward_workspace(f) + 7) / 8, std::nan(""));
   f.workspace = space.data();
   functions.forward(f, nullptr);
+  for (size_t i = signs.size() - 3; i < signs.size(); i++)
+    CHECK(signs[i] == 0xA5) << c.what << ": signs beyond the end";
 
   PlaneNormBackward b{};
   b.grad_y = grad_y.data();
   b.x = x.data();
-  b.residual = f.residual;
+  b.residual = keeps ? nullptr : f.residual;
+  b.signs = f.signs;
   b.weight = weight.data();
   b.bias = bias.data();
   b.mask = f.mask;

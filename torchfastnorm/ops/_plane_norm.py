@@ -7,6 +7,7 @@ that updates running statistics goes to ``<op>_with_update``, whose schema says 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Any, Literal, get_args
@@ -23,6 +24,7 @@ Activation = Literal["none", "relu", "leaky_relu", "elu", "silu", "gelu", "gelu_
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 
 
+SIGNED = ("relu", "leaky_relu")  # with a residual: keeps_signs() of csrc/interface/plane_signs.h
 RENORMED_VALUES = 6  # csrc/math/renorm.h
 
 
@@ -70,6 +72,16 @@ def dense(x: Tensor) -> Tensor:
         return x.contiguous(memory_format=suggest_memory_format(x))
     last = x.dim() > 1 and x.movedim(1, -1).is_contiguous()
     return x if last else x.contiguous()
+
+
+def _sign_bytes(dense: Tensor) -> int:
+    """As sign_bytes() of csrc/interface/plane_signs.h."""
+    samples, channels = dense.shape[0], dense.shape[1] if dense.dim() > 1 else 0
+    spatial = math.prod(dense.shape[2:])
+    planes = spatial != 1 and dense.is_contiguous()
+    runs, elements = (channels, spatial) if planes else (spatial, channels)
+    of_byte = 16 // dense.element_size()
+    return samples * runs * ((elements + of_byte - 1) // of_byte) + 3
 
 
 def _check(sets: int, arguments: dict[str, Any]) -> None:
@@ -120,7 +132,7 @@ def register_fakes(name: str, sets: Sets, updates: bool) -> None:
 def _register_inner_fakes() -> None:
     names = _names("plane_norm_forward")
 
-    def forward(input: Tensor, *values: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(input: Tensor, *values: Any) -> tuple[Tensor | None, ...]:
         arguments = dict(zip(names, (input, *values), strict=True))
         sets = arguments["sets"]
         _check(sets, arguments)
@@ -135,7 +147,15 @@ def _register_inner_fakes() -> None:
         mean = torch.empty((count,), dtype=dtype, device=input.device)
         corrects = arguments["renorm"] != "none" and arguments["batch_statistics"]
         rstd = mean.new_empty((RENORMED_VALUES * count if corrects else count,))
-        return torch.empty_like(dense(input)), mean, rstd
+        y = torch.empty_like(dense(input))
+        by_batch = sets == Sets.BATCH or not (arguments["batch_statistics"] or arguments["mean_weight"] is not None)
+        keeps_signs = (
+            arguments["residual"] is not None
+            and arguments["activation"] in SIGNED
+            and (by_batch or math.prod(input.shape[2:]) != 1)
+        )
+        signs = torch.empty((_sign_bytes(y),), dtype=torch.uint8, device=y.device) if keeps_signs else None
+        return y, mean, rstd, signs
 
     torch.library.register_fake("torchfastnorm::plane_norm_forward")(forward)
     torch.library.register_fake("torchfastnorm::plane_norm_forward_with_update")(forward)
