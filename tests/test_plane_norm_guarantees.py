@@ -113,10 +113,12 @@ def test_evaluation_is_a_function_of_the_element(backend: TestBackend, layout: s
 @both_layouts
 @pytest.mark.parametrize("shape", SHAPES)
 @two_dtypes
+@pytest.mark.parametrize("activation", ("relu", "silu"))  # formed twice in the backward; or kept, where a thread has a set
 def test_the_number_of_threads_does_not_matter(
-    backend: TestBackend, op: PlaneOp, layout: str, shape: tuple[int, ...], dtype: torch.dtype, threads: None
-) -> None:
-    case = make_plane_case(op, shape, dtype, layout=layout, activation="relu", device=backend.device)
+    backend: TestBackend, op: PlaneOp, layout: str, shape: tuple[int, ...], dtype: torch.dtype, activation: str,
+    threads: None,
+) -> None:  # fmt: skip
+    case = make_plane_case(op, shape, dtype, layout=layout, activation=activation, device=backend.device)
     results = []
     for count in (1, 2, 3):
         torch.set_num_threads(count)

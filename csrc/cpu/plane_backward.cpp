@@ -9,6 +9,10 @@
 namespace torchfastnorm::cpu {
 namespace {
 
+// g of so many elements stays in the second-level cache with all else of a set. A ReLU's is formed again sooner.
+constexpr int64_t kKeptElements = 1 << 17;
+bool takes_long(Activation activation) { return activation >= Activation::Elu; }
+
 PlaneBackwardCall prepare(const PlaneNormBackward& a, Sets sets, Workspace& workspace) {
   const DType stat = accumulator_of(a.type);
   PlaneBackwardCall call{};
@@ -17,6 +21,8 @@ PlaneBackwardCall prepare(const PlaneNormBackward& a, Sets sets, Workspace& work
   g = geometry_of(sets, a.shape);
   call.apply = a.grad_x || a.grad_residual;
   call.sums = a.grad_weight || a.grad_bias || a.mix.terms || (a.grad_x && a.batch_statistics);
+  call.keeps_g = call.sums && call.apply && a.batch_statistics && !a.mask && takes_long(a.activation) &&
+                 g.rows() * g.per_set <= kKeptElements;
   call.weight = widened(a.weight, a.param_type, stat, g.channels, 1, workspace);
   call.bias = widened(a.bias, a.param_type, stat, g.channels, 0, workspace, a.renorm != Renorm::None);
   call.coefficients = workspace.take(g.sets() * 2 * size_of(stat));
@@ -41,7 +47,10 @@ void backward_first(const PlaneBackwardCall& call, const PlaneBackwardKernels& k
   const int64_t sets = slab_parts(g) * g.groups, set_elements = slabs_per_part(g) * g.rows() * g.per_set;
   const bool complete = !in_phases(*call.arguments, g) || short_planes(g, call.arguments->mask) || shared_evenly(sets);
   if (complete && !call.arguments->mix.terms)
-    return parallel_for(sets, set_elements, [&](int64_t begin, int64_t end) { kernels.first_sets(call, begin, end); });
+    return parallel_for(sets, set_elements, [&](int64_t begin, int64_t end) {
+      std::vector<char> scratch(call.keeps_g ? size_t(kernels.first_scratch(g)) : 0);
+      kernels.first_sets(call, begin, end, scratch.data());
+    });
   const int64_t blocks = g.slabs * g.channels * cut_of(g.slab_samples, g.spatial).blocks;
   const int64_t block_elements = g.slabs * g.channels * g.rows() / blocks;
   parallel_for(blocks, block_elements, [&](int64_t begin, int64_t end) { kernels.first_sums(call, begin, end); });

@@ -48,7 +48,8 @@ inline PlaneBackwardKernels plane_backward_kernels(const PlaneBackwardCall& call
     using First = FirstBackward<decltype(element)>;
     using Last = LastBackward<decltype(element)>;
     using Mix = SwitchBackward<Accumulator<decltype(element)>>;
-    return {by_tiles ? ShortBackward<decltype(element)>::sets : First::sets,
+    return {First::scratch,
+            by_tiles ? ShortBackward<decltype(element)>::sets : First::sets,
             First::blocks,
             First::finish,
             First::pieces,

@@ -5,7 +5,7 @@
 //      apply    grad_x = rstd * weight * g + of_d * (x - mean) + constant,  grad_residual = g
 //
 // g is formed twice, from grad_y, and where an activation follows from x, its statistics and the residual, or from the
-// signs that forward kept. Memory: as forward, with grad_y read beside x. With constant statistics nothing is averaged,
+// signs that forward kept. Where it takes an exp or erf, a small set's is kept in between (keeps_g). Memory: as forward, with grad_y read beside x. With constant statistics nothing is averaged,
 // a block is applied from the first-level cache.
 #pragma once
 #include "plane_loops.h"
@@ -38,10 +38,26 @@ struct FirstBackward {
             static_cast<const A*>(call.bias)[channel]};
   }
 
-  // to_next: bytes_to_next_set, or zero; here and in apply.
+  // Where g is kept, in the order of a block's elements but for Even{}, which come before Odd{}.
+  static TFN_INLINE A* at_segment(A* kept, const PlaneBlock& block, int64_t segment) {
+    return kept ? kept + segment * block.count : nullptr;
+  }
+  template <class LANES>
+  static TFN_INLINE int64_t kept_at(int64_t c, LANES) {
+    return std::is_same_v<LANES, Odd> ? c + kLanes<A> : c;
+  }
+  template <class LANES>
+  static TFN_INLINE auto whole_or_part(LANES lanes) {
+    if constexpr (std::is_same_v<LANES, Part>)
+      return lanes;
+    else
+      return Whole{};
+  }
+
+  // to_next: bytes_to_next_set, or zero; kept: to be written, or null; here and in apply.
   template <Follow FOLLOW>
   static __attribute__((noinline)) GradientSums block_sums(const Call& call, int64_t channel, int64_t set,
-                                                           const PlaneBlock& block, int64_t to_next) {
+                                                           const PlaneBlock& block, int64_t to_next, A* kept) {
     const Activation activation = call.arguments->activation;
     const Channel from = channel_of(call, channel, set, block);
     const Vector<A> mean = splat(from.mean), scale = splat(from.scale), bias = splat(from.bias);
@@ -71,6 +87,9 @@ struct FirstBackward {
                           g = counted<A>(from.mask + segment * mask_stride + c, g, lanes);
                           d = counted<A>(from.mask + segment * mask_stride + c, d, lanes);
                         }
+                      if constexpr (FOLLOW == Follow::Anything)
+                        if (kept)
+                          store(at_segment(kept, block, segment) + kept_at(c, lanes), g, whole_or_part(lanes));
                       s[0] += g;
                       s[1] += g * d;
                     });
@@ -79,7 +98,7 @@ struct FirstBackward {
 
   template <Follow FOLLOW>
   static __attribute__((noinline)) void apply(const Call& call, int64_t channel, int64_t set, const PlaneBlock& block,
-                                              int64_t to_next) {
+                                              int64_t to_next, A* kept) {
     const PlaneNormBackward& a = *call.arguments;
     const Channel all = channel_of(call, channel, set, block);
     const Vector<A> mean = splat(all.mean), scale = splat(all.scale), bias = splat(all.bias);
@@ -90,6 +109,7 @@ struct FirstBackward {
       const T *const x = all.x + skipped, *const grad_y = all.grad_y + skipped;
       const uint8_t* const signs = all.signs ? all.signs + segment * all.signs_stride : nullptr;
       const T* const residual = all.residual ? all.residual + skipped : nullptr;
+      const A* const of_segment = at_segment(kept, block, segment);
       const uint8_t* const mask = all.mask ? all.mask + segment * block.mask_stride : nullptr;
       T* const grad_x = a.grad_x ? static_cast<T*>(a.grad_x) + block.begin + skipped : nullptr;
       T* const grad_residual = a.grad_residual ? static_cast<T*>(a.grad_residual) + block.begin + skipped : nullptr;
@@ -103,7 +123,9 @@ struct FirstBackward {
           if (grad_residual) fetch_to_write(grad_residual + c, kWriteAhead, lanes);
         }
         const Vector<A> d = load(x + c, lanes) - mean;
-        Vector<A> g = gradient<FOLLOW, A>(grad_y, residual, signs, d, scale, bias, a.activation, c, lanes);
+        Vector<A> g = FOLLOW == Follow::Anything && of_segment
+                          ? load(of_segment + kept_at(c, lanes), whole_or_part(lanes))
+                          : gradient<FOLLOW, A>(grad_y, residual, signs, d, scale, bias, a.activation, c, lanes);
         Vector<A> result = plane_gradient(g, d, scale, of_d, constant);
         if constexpr (FOLLOW == Follow::Anything)
           if (mask) {
@@ -117,8 +139,8 @@ struct FirstBackward {
   }
 
   struct Kernels {
-    GradientSums (*sums)(const Call&, int64_t channel, int64_t set, const PlaneBlock&, int64_t to_next);
-    void (*apply)(const Call&, int64_t channel, int64_t set, const PlaneBlock&, int64_t to_next);
+    GradientSums (*sums)(const Call&, int64_t channel, int64_t set, const PlaneBlock&, int64_t to_next, A* kept);
+    void (*apply)(const Call&, int64_t channel, int64_t set, const PlaneBlock&, int64_t to_next, A* kept);
   };
   static Kernels kernels_of(const Call& call) {
     return by_follow(*call.arguments, [](auto follow) -> Kernels {
@@ -128,9 +150,9 @@ struct FirstBackward {
 
   // With constant statistics grad_x is written as well.
   static TFN_INLINE GradientSums sum_block(const Call& call, const Kernels& kernels, int64_t channel, int64_t set,
-                                           const PlaneBlock& block, int64_t to_next) {
-    const GradientSums sums = call.sums ? kernels.sums(call, channel, set, block, to_next) : GradientSums{};
-    if (call.apply && !call.arguments->batch_statistics) kernels.apply(call, channel, set, block, 0);
+                                           const PlaneBlock& block, int64_t to_next, A* kept) {
+    const GradientSums sums = call.sums ? kernels.sums(call, channel, set, block, to_next, kept) : GradientSums{};
+    if (call.apply && !call.arguments->batch_statistics) kernels.apply(call, channel, set, block, 0, nullptr);
     return sums;
   }
 
@@ -148,19 +170,25 @@ struct FirstBackward {
     of_set = {of_set.g + weight * sums.g, of_set.g_centered + weight * sums.g_centered};
   }
 
-  static void set(const Call& call, const Kernels& kernels, int64_t slab, int64_t group) {
+  static int64_t scratch(const PlaneGeometry& g) { return g.rows() * g.per_set * int64_t(sizeof(A)); }
+
+  static void set(const Call& call, const Kernels& kernels, int64_t slab, int64_t group, A* kept) {
     const PlaneGeometry& g = call.geometry;
     const int64_t set = slab * g.groups + group;
     const Cut cut = cut_of(g.slab_samples, g.spatial);
     const bool constant = !call.arguments->batch_statistics, small = small_sets<T>(g);
     const int64_t to_next = constant || !call.apply ? 0 : bytes_to_next_set<T>(g);
+    const auto kept_of = [&](int64_t channel, int64_t block) __attribute__((always_inline)) -> A* {
+      const int64_t plane = cut.pieces > 1 ? block / cut.pieces : block * cut.planes, piece = block % cut.pieces;
+      return kept ? kept + ((channel - group * g.per_set) * g.slab_samples + plane) * g.spatial + piece * kBlock : nullptr;
+    };
     GradientSums of_set{};
     for (int64_t channel = group * g.per_set; channel < (group + 1) * g.per_set; ++channel) {
       const Planes planes = planes_of(g, slab, channel, 1);
       GradientSums sums{};
       for (int64_t i = 0; i < cut.blocks; ++i) {
         const PlaneBlock block = block_of(planes, cut, g.spatial, i);
-        const GradientSums part = sum_block(call, kernels, channel, set, block, to_next);
+        const GradientSums part = sum_block(call, kernels, channel, set, block, to_next, kept_of(channel, i));
         sums = {sums.g + part.g, sums.g_centered + part.g_centered};
       }
       finish_channel(call, slab, channel, sums, of_set);
@@ -172,16 +200,17 @@ struct FirstBackward {
       const int64_t block = small ? i : g.per_set * cut.blocks - 1 - i,
                     channel = group * g.per_set + block / cut.blocks;
       kernels.apply(call, channel, set, block_of(planes_of(g, slab, channel, 1), cut, g.spatial, block % cut.blocks),
-                    to_next);
+                    to_next, kept_of(channel, block % cut.blocks));
     }
   }
 
-  static void sets(const Call& call, int64_t begin, int64_t end) {
+  static void sets(const Call& call, int64_t begin, int64_t end, void* scratch) {
     const PlaneGeometry& g = call.geometry;
     const Kernels kernels = kernels_of(call);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t first = i / g.groups * slabs_per_part(g), last = first + slabs_per_part(g);
-      for (int64_t slab = first; slab < last && slab < g.slabs; ++slab) set(call, kernels, slab, i % g.groups);
+      for (int64_t slab = first; slab < last && slab < g.slabs; ++slab)
+        set(call, kernels, slab, i % g.groups, call.keeps_g ? static_cast<A*>(scratch) : nullptr);
     }
   }
 
@@ -201,7 +230,7 @@ struct FirstBackward {
     const Kernels kernels = kernels_of(call);
     for (int64_t i = begin; i < end; ++i) {
       const Place place = place_of(call.geometry, i);
-      call.of_blocks[i] = sum_block(call, kernels, place.channel, place.set, place.block, 0);
+      call.of_blocks[i] = sum_block(call, kernels, place.channel, place.set, place.block, 0, nullptr);
     }
   }
 
@@ -226,7 +255,7 @@ struct FirstBackward {
     const Kernels kernels = kernels_of(call);
     for (int64_t i = end - 1; i >= begin; --i) {
       const Place place = place_of(call.geometry, i);
-      kernels.apply(call, place.channel, place.set, place.block, 0);
+      kernels.apply(call, place.channel, place.set, place.block, 0, nullptr);
     }
   }
 };

@@ -174,10 +174,13 @@ struct PlaneBackwardCall {
   GradientSums* of_planes;    // switchable: (sets) sums of g * weight, else null
   double* of_groups;          // switchable: see plane_switch.h
   bool sums, apply;           // are the sums needed; is grad_x or grad_residual
+  bool keeps_g;  // channels first, complete: a thread keeps g of a set between the two passes, and forms it once
 };
 
 struct PlaneBackwardKernels {
-  void (*first_sets)(const PlaneBackwardCall&, int64_t begin, int64_t end);    // groups of slab parts, complete
+  int64_t (*first_scratch)(const PlaneGeometry&);  // bytes, of one thread, with keeps_g
+  void (*first_sets)(const PlaneBackwardCall&, int64_t begin, int64_t end, void* scratch);  // groups of slab parts,
+                                                                                            // complete
   void (*first_sums)(const PlaneBackwardCall&, int64_t begin, int64_t end);    // blocks of channels
   void (*first_finish)(const PlaneBackwardCall&, int64_t begin, int64_t end);  // groups
   void (*first_apply)(const PlaneBackwardCall&, int64_t begin, int64_t end);   // pieces of planes

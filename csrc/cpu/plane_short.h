@@ -194,7 +194,7 @@ struct ShortBackward {
     void (*apply)(const Call&, const Tile&);
   };
 
-  static void sets(const Call& call, int64_t begin, int64_t end) {
+  static void sets(const Call& call, int64_t begin, int64_t end, void*) {
     const PlaneNormBackward& a = *call.arguments;
     const PlaneGeometry& g = call.geometry;
     const double count = call.counts[0];
