@@ -113,7 +113,7 @@ def test_evaluation_is_a_function_of_the_element(backend: TestBackend, layout: s
 @both_layouts
 @pytest.mark.parametrize("shape", SHAPES)
 @two_dtypes
-@pytest.mark.parametrize("activation", ("relu", "silu"))  # formed twice in the backward; or kept, where a thread has a set
+@pytest.mark.parametrize("activation", ("relu", "silu"))  # of the backward's g: formed twice; kept
 def test_the_number_of_threads_does_not_matter(
     backend: TestBackend, op: PlaneOp, layout: str, shape: tuple[int, ...], dtype: torch.dtype, activation: str,
     threads: None,

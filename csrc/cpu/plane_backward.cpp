@@ -71,10 +71,14 @@ void backward_last(const PlaneBackwardCall& call, const PlaneBackwardKernels& ke
   const int64_t tile_elements = std::min(g.rows(), chunk_rows(g)) * std::min(g.channels, kTile);
   parallel_for(tiles, tile_elements, [&](int64_t begin, int64_t end) { kernels.last_sums(call, begin, end); });
   // The slabs of a part one after the other.
-  parallel_for(slab_parts(g), slabs_per_part(g) * g.channels, [&](int64_t begin, int64_t end) {
+  const int64_t parts = finish_count(g), work = slabs_per_part(g) * g.channels * chunk_count(g) / parts;
+  parallel_for(slab_parts(g) * parts, work, [&](int64_t begin, int64_t end) {
     std::vector<char> scratch(size_t(kernels.last_scratch(g)));
-    for (int64_t slab = begin * slabs_per_part(g); slab < end * slabs_per_part(g) && slab < g.slabs; ++slab)
-      kernels.last_finish(call, slab, scratch.data());
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t first = i / parts * slabs_per_part(g);
+      for (int64_t slab = first; slab < first + slabs_per_part(g) && slab < g.slabs; ++slab)
+        kernels.last_finish(call, slab, finish_of(g, i % parts), scratch.data());
+    }
   });
   if (call.arguments->mix.terms) mix_sets(call, kernels.mix);
   if (call.apply && call.arguments->batch_statistics)

@@ -5,8 +5,9 @@
 //      apply    grad_x = rstd * weight * g + of_d * (x - mean) + constant,  grad_residual = g
 //
 // g is formed twice, from grad_y, and where an activation follows from x, its statistics and the residual, or from the
-// signs that forward kept. Where it takes an exp or erf, a small set's is kept in between (keeps_g). Memory: as forward, with grad_y read beside x. With constant statistics nothing is averaged,
-// a block is applied from the first-level cache.
+// signs that forward kept. Where it takes an exp or erf, a small set's is kept in between (keeps_g). Memory: as
+// forward, with grad_y read beside x. With constant statistics nothing is averaged, a block is applied from the
+// first-level cache.
 #pragma once
 #include "plane_loops.h"
 
@@ -88,8 +89,7 @@ struct FirstBackward {
                           d = counted<A>(from.mask + segment * mask_stride + c, d, lanes);
                         }
                       if constexpr (FOLLOW == Follow::Anything)
-                        if (kept)
-                          store(at_segment(kept, block, segment) + kept_at(c, lanes), g, whole_or_part(lanes));
+                        if (kept) store(at_segment(kept, block, segment) + kept_at(c, lanes), g, whole_or_part(lanes));
                       s[0] += g;
                       s[1] += g * d;
                     });
@@ -180,7 +180,8 @@ struct FirstBackward {
     const int64_t to_next = constant || !call.apply ? 0 : bytes_to_next_set<T>(g);
     const auto kept_of = [&](int64_t channel, int64_t block) __attribute__((always_inline)) -> A* {
       const int64_t plane = cut.pieces > 1 ? block / cut.pieces : block * cut.planes, piece = block % cut.pieces;
-      return kept ? kept + ((channel - group * g.per_set) * g.slab_samples + plane) * g.spatial + piece * kBlock : nullptr;
+      return kept ? kept + ((channel - group * g.per_set) * g.slab_samples + plane) * g.spatial + piece * kBlock
+                  : nullptr;
     };
     GradientSums of_set{};
     for (int64_t channel = group * g.per_set; channel < (group + 1) * g.per_set; ++channel) {

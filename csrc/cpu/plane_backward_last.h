@@ -248,13 +248,20 @@ struct LastBackward {
     }
   }
 
-  static void finish(const Call& call, int64_t slab, void* scratch) {
+  static void finish(const Call& call, int64_t slab, Columns columns, void* scratch) {
     const PlaneGeometry& g = call.geometry;
-    double* const totals = static_cast<double*>(scratch);
-    for (int64_t c = 0; c < 2 * g.channels; ++c) totals[c] = 0;
-    for (int64_t chunk = slab * chunk_count(g); chunk < (slab + 1) * chunk_count(g); ++chunk)
-      for (int64_t c = 0; c < 2 * g.channels; ++c) totals[c] += call.of_chunks[chunk * 2 * g.channels + c];
-    finish_sets(call, slab, {0, g.channels}, totals, totals + g.channels);
+    const int64_t width = columns.width();
+    double* const centered = static_cast<double*>(scratch);
+    double* const sums = centered + width;
+    for (int64_t c = 0; c < 2 * width; ++c) centered[c] = 0;
+    for (int64_t chunk = slab * chunk_count(g); chunk < (slab + 1) * chunk_count(g); ++chunk) {
+      const double* const next = call.of_chunks + chunk * 2 * g.channels + columns.begin;
+      for (int64_t c = 0; c < width; ++c) {
+        centered[c] += next[c];
+        sums[c] += next[g.channels + c];
+      }
+    }
+    finish_sets(call, slab, columns, centered, sums);
   }
 
   static void tiles(const Call& call, int64_t begin, int64_t end) {

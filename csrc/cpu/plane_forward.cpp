@@ -71,9 +71,11 @@ void forward_last(const PlaneForwardCall& call, const PlaneForwardKernels& kerne
         kernels.last_slabs(call, begin, end, scratch.data());
       });
     parallel_for(tiles, tile_elements, [&](int64_t begin, int64_t end) { kernels.last_moments(call, begin, end); });
-    parallel_for(g.slabs, g.channels * chunk_count(g), [&](int64_t begin, int64_t end) {
+    const int64_t parts = finish_count(g);
+    parallel_for(g.slabs * parts, g.channels * chunk_count(g) / parts, [&](int64_t begin, int64_t end) {
       std::vector<char> scratch(size_t(kernels.last_scratch(g)));
-      for (int64_t slab = begin; slab < end; ++slab) kernels.last_finish(call, slab, scratch.data());
+      for (int64_t i = begin; i < end; ++i)
+        kernels.last_finish(call, i / parts, finish_of(g, i % parts), scratch.data());
     });
     if (call.arguments->mix.terms) mix_sets(call, kernels.mix);
   }

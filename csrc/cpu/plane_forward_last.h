@@ -300,17 +300,18 @@ struct LastForward {
     }
   }
 
-  static void finish(const Call& call, int64_t slab, void* scratch) {
+  static void finish(const Call& call, int64_t slab, Columns columns, void* scratch) {
     const PlaneGeometry& g = call.geometry;
+    const int64_t width = columns.width();
     double* const mean = static_cast<double*>(scratch);
-    double* const squares = mean + g.channels;
+    double* const squares = mean + width;
     double count = 0;
-    for (int64_t c = 0; c < g.channels; ++c) mean[c] = squares[c] = 0;
+    for (int64_t c = 0; c < 2 * width; ++c) mean[c] = 0;
     for (int64_t chunk = slab * chunk_count(g); chunk < (slab + 1) * chunk_count(g); ++chunk) {
-      const double* const next = call.of_chunks + chunk * 2 * g.channels;
-      count = merge_chunk(count, mean, squares, call.counts[chunk], next, next + g.channels, g.channels);
+      const double* const next = call.of_chunks + chunk * 2 * g.channels + columns.begin;
+      count = merge_chunk(count, mean, squares, call.counts[chunk], next, next + g.channels, width);
     }
-    finish_sets(call, slab, {0, g.channels}, count, mean, squares);
+    finish_sets(call, slab, columns, count, mean, squares);
   }
 
   // Last first: what was read last may still be in cache.

@@ -108,6 +108,17 @@ inline Columns tile_of(const PlaneGeometry& g, int64_t tile) {
   return {tile * kTile, g.channels < (tile + 1) * kTile ? g.channels : (tile + 1) * kTile};
 }
 
+// Sets are finished this many columns at a time, if each is one: what comes between two passes should not take one
+// thread.
+constexpr int64_t kFinished = 128;
+inline int64_t finish_count(const PlaneGeometry& g) {
+  return g.per_set > 1 ? 1 : (g.channels + kFinished - 1) / kFinished;
+}
+inline Columns finish_of(const PlaneGeometry& g, int64_t i) {
+  if (g.per_set > 1) return {0, g.channels};
+  return {i * kFinished, g.channels < (i + 1) * kFinished ? g.channels : (i + 1) * kFinished};
+}
+
 struct Rows {
   int64_t begin, end;
 };
@@ -156,9 +167,9 @@ struct PlaneForwardKernels {
   int64_t (*last_scratch)(const PlaneGeometry&);                                           // bytes, of one thread
   void (*last_slabs)(const PlaneForwardCall&, int64_t begin, int64_t end, void* scratch);  // complete
   void (*last_moments)(const PlaneForwardCall&, int64_t begin, int64_t end);               // tiles of chunks
-  void (*last_finish)(const PlaneForwardCall&, int64_t slab, void* scratch);
-  void (*last_apply)(const PlaneForwardCall&, int64_t begin, int64_t end);  // tiles of chunks
-  SwitchSteps<PlaneForwardCall> mix;                                        // from of_sets to mean and rstd
+  void (*last_finish)(const PlaneForwardCall&, int64_t slab, Columns, void* scratch);      // whole sets
+  void (*last_apply)(const PlaneForwardCall&, int64_t begin, int64_t end);                 // tiles of chunks
+  SwitchSteps<PlaneForwardCall> mix;  // from of_sets to mean and rstd
 };
 
 struct PlaneBackwardCall {
@@ -181,18 +192,18 @@ struct PlaneBackwardKernels {
   int64_t (*first_scratch)(const PlaneGeometry&);  // bytes, of one thread, with keeps_g
   void (*first_sets)(const PlaneBackwardCall&, int64_t begin, int64_t end, void* scratch);  // groups of slab parts,
                                                                                             // complete
-  void (*first_sums)(const PlaneBackwardCall&, int64_t begin, int64_t end);    // blocks of channels
-  void (*first_finish)(const PlaneBackwardCall&, int64_t begin, int64_t end);  // groups
-  void (*first_apply)(const PlaneBackwardCall&, int64_t begin, int64_t end);   // pieces of planes
-  int64_t (*last_scratch)(const PlaneGeometry&);                               // bytes, of one thread
+  void (*first_sums)(const PlaneBackwardCall&, int64_t begin, int64_t end);                 // blocks of channels
+  void (*first_finish)(const PlaneBackwardCall&, int64_t begin, int64_t end);               // groups
+  void (*first_apply)(const PlaneBackwardCall&, int64_t begin, int64_t end);                // pieces of planes
+  int64_t (*last_scratch)(const PlaneGeometry&);                                            // bytes, of one thread
   void (*last_parts)(const PlaneBackwardCall&, int64_t begin, int64_t end, void* scratch);  // of slabs, complete
   void (*last_sums)(const PlaneBackwardCall&, int64_t begin, int64_t end);                  // tiles of chunks
-  void (*last_finish)(const PlaneBackwardCall&, int64_t slab, void* scratch);
-  void (*last_apply)(const PlaneBackwardCall&, int64_t begin, int64_t end);  // tiles of chunks
-  void (*parameters)(const PlaneBackwardCall&);                              // grad_weight, grad_bias from of_parts
-  void (*shift_bias)(const PlaneBackwardCall&);                              // with renorm: as forward did
-  SwitchSteps<PlaneBackwardCall> mix;                                        // from of_planes to coefficients
-  void (*logits)(const PlaneBackwardCall&);                                  // grad_mean_logits, grad_var_logits
+  void (*last_finish)(const PlaneBackwardCall&, int64_t slab, Columns, void* scratch);      // whole sets
+  void (*last_apply)(const PlaneBackwardCall&, int64_t begin, int64_t end);                 // tiles of chunks
+  void (*parameters)(const PlaneBackwardCall&);  // grad_weight, grad_bias from of_parts
+  void (*shift_bias)(const PlaneBackwardCall&);  // with renorm: as forward did
+  SwitchSteps<PlaneBackwardCall> mix;            // from of_planes to coefficients
+  void (*logits)(const PlaneBackwardCall&);      // grad_mean_logits, grad_var_logits
 };
 
 struct PlaneKernels {
