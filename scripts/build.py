@@ -17,6 +17,7 @@ import re
 import subprocess
 import sys
 import sysconfig
+import time
 from importlib import metadata
 from pathlib import Path
 
@@ -88,11 +89,13 @@ def main() -> None:
     print(f"building {library.relative_to(ROOT)} for {environment_tag()}", flush=True)
     FINGERPRINT.unlink(missing_ok=True)
     log = ROOT / "build" / "build.log"
+    begin = time.monotonic()
     command = [sys.executable, "setup.py", "build_ext", "--inplace", "--force"]
     command += ["--build-temp", str(Path("build") / environment_tag())]
     if run(command, log) != 0:
         sys.exit(f"{explain_failure(log)}\nbuild.py: the build failed; all of its output is in {log}")
     FINGERPRINT.write_text(wanted, encoding="utf-8")
+    print(f"built in {time.monotonic() - begin:.0f} s: {library.stat().st_size / 1e6:.1f} MB", flush=True)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,8 @@ def run_planes(op: str, shape: tuple[int, ...], last: bool, dtype: torch.dtype, 
     leaves = [x, residual, weight, bias]
     if op in ("batch_norm", "batch_renorm"):
         running = [torch.zeros(shape[1], device=device), torch.ones(shape[1], device=device)]
-        y = getattr(functional, op)(x, *running, weight, bias, True, residual=residual, activation="silu")
+        activation = "relu" if op == "batch_norm" else "silu"  # with signs kept for the backward, and without
+        y = getattr(functional, op)(x, *running, weight, bias, True, residual=residual, activation=activation)
     elif op == "switch_norm":
         logits = [random(3).requires_grad_() for _ in range(2)]
         running = [torch.zeros(shape[1], device=device) for _ in range(2)]

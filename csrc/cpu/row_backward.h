@@ -91,7 +91,7 @@ struct RowBackward {
                                                            int64_t count, const H* grad_h) {
     double totals[1 + CENTERED];
     sum_columns<A>(count, totals, [=](int64_t c, auto lanes, Vector<A>* s) __attribute__((always_inline)) {
-      fetch_to_write(grad_h, c * int64_t(sizeof(H)));
+      if (grad_h) fetch_to_write(grad_h + c, 0);
       const Vector<A> g = load(grad_y + c, lanes) * load(weight + c, lanes);
       s[0] += g * (CENTERED ? load(h + c, lanes) - mean : load(h + c, lanes));
       if constexpr (CENTERED) s[1] += g;
@@ -103,6 +103,11 @@ struct RowBackward {
     const A rstd = static_cast<const A*>(a.rstd)[row];
     const double cols = double(a.cols);
     return {mean_of(a, row), rstd, CENTERED ? A(sums.g / cols) : A(0), A(sums.g_centered * double(rstd) / cols)};
+  }
+
+  // The same where it is to be fetched before apply writes it, else null.
+  static TFN_INLINE const H* grad_h_to_fetch(const RowNormBackward& a, int64_t row, Span span) {
+    return output_ahead<H>(a.cols) ? nullptr : grad_h_block(a, row, span);
   }
 
   // Rows [row, row + ROWS), one block of columns. weight_sums and bias_sums begin at the block; null: not wanted.
@@ -133,6 +138,7 @@ struct RowBackward {
     });
     const int64_t grad_y_ahead = converts(a) ? 0 : bytes_ahead<G>(a.grad_y_layout, row, ROWS, a.rows, a.cols);
     const int64_t h_ahead = bytes_ahead<H>(a.h_layout, row, ROWS, a.rows, a.cols);
+    const int64_t grad_h_ahead = a.grad_h ? output_ahead<H>(a.cols) : 0;
     const bool parameters = ROWS > 1 || weight_sums;
     const bool has_grad_sum = EXTRAS && a.grad_sum, has_grad_h = !EXTRAS || a.grad_h;
     const bool has_grad_x = EXTRAS && ROWS == 1 && a.grad_x;
@@ -142,6 +148,7 @@ struct RowBackward {
       repeat<ROWS>([&](auto i) __attribute__((always_inline)) {
         fetch_to_read(grad_y[i] + c, grad_y_ahead);
         fetch_to_read(h[i] + c, h_ahead);
+        if (grad_h_ahead) fetch_to_write(grad_h[i] + c, grad_h_ahead);
         const Vector<A> gradient = load(grad_y[i] + c, lanes);
         const Vector<A> x_hat = normalize(Vector<A>(load(h[i] + c, lanes)), CENTERED ? mean[i] : Vector<A>{}, rstd[i]);
         of_weight[i] = gradient * x_hat;
@@ -172,8 +179,9 @@ struct RowBackward {
       const Span span = block_span(block, a.cols);
       const A* weight = parameter.at(a.weight, a.param_type, span.begin, span.count, 1);
       for (int i = 0; i < ROWS; ++i) {
-        const GradientSums part = block_sums(grad_y_block(a, row + i, span, converted), h_block(a, row + i, span),
-                                             weight, mean_of(a, row + i), span.count, grad_h_block(a, row + i, span));
+        const GradientSums part =
+            block_sums(grad_y_block(a, row + i, span, converted), h_block(a, row + i, span), weight,
+                       mean_of(a, row + i), span.count, grad_h_to_fetch(a, row + i, span));
         sums[i] = {sums[i].g + part.g, sums[i].g_centered + part.g_centered};
       }
     }
@@ -194,7 +202,7 @@ struct RowBackward {
     if (of_bias) std::memset(of_bias, 0, size_t(a.cols) * sizeof(A));
     int64_t row = begin;
     const bool usual = of_weight && a.grad_h && !a.grad_x && !converts(a);
-    if (usual && a.cols <= kGroupedCols<H>) {
+    if (usual && grouped<H>(a.cols)) {
       const auto four = a.grad_sum ? group<kRowGroup, true> : group<kRowGroup, false>;
       for (; row + kRowGroup <= end; row += kRowGroup) four(a, row, parameter, of_weight, of_bias);
     }
@@ -207,7 +215,7 @@ struct RowBackward {
     const Span span = block_span(block, a.cols);
     const A* weight = parameter.at(a.weight, a.param_type, span.begin, span.count, 1);
     return block_sums(grad_y_block(a, row, span, converted), h_block(a, row, span), weight, mean_of(a, row), span.count,
-                      grad_h_block(a, row, span));
+                      grad_h_to_fetch(a, row, span));
   }
 
   static void columns(const RowNormBackward& a, int64_t block, const GradientSums* of_rows) {

@@ -60,13 +60,14 @@ TFN_INLINE const H* block_of_h(const RowNormForward& a, Add add, int64_t row, Sp
   return static_cast<const H*>(a.sum) + row * a.cols + span.begin;
 }
 
-// Where the block of y will be stored, to fetch it in time.
+// Where the block of y will be stored, to fetch it in time, or null.
 struct Output {
   const char* block;
   int64_t size;
 };
 inline Output output_of(const RowNormForward& a, int64_t row, Span span) {
   const int64_t size = size_of(a.y_type);
+  if (a.cols * size > kFetchBytes) return {nullptr, size};
   return {static_cast<const char*>(a.y) + (row * a.cols + span.begin) * size, size};
 }
 
@@ -80,7 +81,7 @@ __attribute__((noinline)) Moments moments_of(const H* h, int64_t count, Output y
     });
     const A center = A(sum[0] / double(count));
     sum_columns<A>(count, sums, [=](int64_t c, auto lanes, Vector<A>* s) __attribute__((always_inline)) {
-      fetch_to_write(y.block, c * y.size);
+      if (y.block) fetch_to_write(y.block, c * y.size);
       const Vector<A> d = keep(load(h + c, lanes) - center, lanes);
       s[0] += d;
       s[1] += d * d;
@@ -91,7 +92,7 @@ __attribute__((noinline)) Moments moments_of(const H* h, int64_t count, Output y
     double squares[1];
     sum_columns<A>(count, squares, [=](int64_t c, auto lanes, Vector<A>* s) __attribute__((always_inline)) {
       const Vector<A> value = load(h + c, lanes);
-      fetch_to_write(y.block, c * y.size);
+      if (y.block) fetch_to_write(y.block, c * y.size);
       s[0] += value * value;
     });
     return {double(count), 0, squares[0]};
@@ -155,12 +156,14 @@ struct RowForward {
     if constexpr (ROWS == 1 && std::is_same_v<Y, A>)
       if (converts(a)) y[0] = exact;
     const int64_t ahead = a.residual ? 0 : bytes_ahead<H>(a.x_layout, row, ROWS, a.rows, a.cols);
+    const int64_t y_ahead = output_ahead<Y>(a.cols);
     for_columns<A>(span.count, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
       Vector<A> scale{}, shift{};
       if constexpr (AFFINE) scale = load(w + c, lanes);
       if constexpr (AFFINE && CENTERED) shift = load(b + c, lanes);
       repeat<ROWS>([&](auto i) __attribute__((always_inline)) {
         fetch_to_read(h[i] + c, ahead);
+        if (y_ahead) fetch_to_write(y[i] + c, y_ahead);
         Vector<A> v = normalize(Vector<A>(load(h[i] + c, lanes)), CENTERED ? mean[i] : Vector<A>{}, rstd[i]);
         if constexpr (AFFINE && CENTERED)
           v = affine(v, scale, shift);
@@ -212,7 +215,7 @@ struct RowForward {
     ParameterBlock<A> weight, bias;
     const Add add = a.residual ? select_add(a) : nullptr;
     int64_t row = begin;
-    if (!converts(a) && a.cols <= kGroupedCols<H>)
+    if (!converts(a) && grouped<H>(a.cols))
       for (; row + kRowGroup <= end; row += kRowGroup) group<kRowGroup>(a, row, add, weight, bias);
     for (; row < end; ++row) group<1>(a, row, add, weight, bias);
   }

@@ -8,16 +8,25 @@
 
 namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET {
 
-// Rows are taken four at a time where that pays (measured): 16-bit rows, bound by arithmetic, and short rows, bound by
-// chains of dependent operations. Longer rows of float or double, bound by memory, go one at a time: fewer streams.
+// Rows are taken four at a time where that pays (measured): 16-bit rows, bound by arithmetic; short rows, bound by
+// chains of dependent operations; and rows of which the parameters' sums fill the first-level cache. Other rows of
+// float or double, bound by memory, go one at a time: fewer streams.
 constexpr int kRowGroup = 4;
 
 template <class H>
-constexpr int64_t kGroupedCols = sizeof(H) == 2 ? INT64_MAX : 128;
+TFN_INLINE bool grouped(int64_t cols) {
+  const int64_t bytes = cols * int64_t(sizeof(H));
+  return sizeof(H) == 2 || cols <= 128 || (bytes >= 1 << 14 && bytes <= 1 << 16);
+}
 
 // Outputs are fetched while the inputs are first read: a store that misses the cache would hold up all later ones.
-// The next rows are fetched while the last pass runs over these, unless they are more than this many bytes.
-constexpr int64_t kFetchBytes = 1 << 18;
+// The next rows are fetched while the last pass runs over these. Not if a row is more than this many bytes, which would
+// be gone before they are needed: outputs are then fetched as they are written, so many bytes ahead.
+constexpr int64_t kFetchBytes = 1 << 18, kOutputAhead = 4096;
+template <class T>
+TFN_INLINE int64_t output_ahead(int64_t cols) {
+  return cols * int64_t(sizeof(T)) > kFetchBytes ? kOutputAhead : 0;
+}
 
 // Bytes from a row of a matrix to the one `rows` rows on, to fetch it; 0 where there is none or it is too much.
 template <class T>
