@@ -16,7 +16,7 @@ constexpr int kRowGroup = 4;
 template <class H>
 TFN_INLINE bool grouped(int64_t cols) {
   const int64_t bytes = cols * int64_t(sizeof(H));
-  return sizeof(H) == 2 || cols <= 128 || (bytes >= 1 << 14 && bytes <= 1 << 16);
+  return sizeof(H) == 2 || cols <= 128 || (bytes >= 3 << 12 && bytes <= 1 << 16);
 }
 
 // Outputs are fetched while the inputs are first read: a store that misses the cache would hold up all later ones.
