@@ -2,6 +2,7 @@
 // spatial, channels), which is channels_last in two and three dimensions and a transposed tensor in one. Anything else
 // is copied into the layout that torch suggests for it.
 #pragma once
+#include "../../interface/plane_norm.h"
 #include "tensors.h"
 
 #define AT_PER_OPERATOR_HEADERS
