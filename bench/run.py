@@ -118,7 +118,7 @@ def command(request: Request, named: Sequence[str], output: Path | None, force: 
         noisy = " **The machine was too noisy to tell.**" if record["noise"]["too_noisy"] else ""
         sections = [f"{table.title}:\n\n{table.markdown()}\n" for table in (summary, roofs, every)]
         head = f"# {title}\n\nCommit {record['commit']}{changed}, `{record['command']}`.{noisy}"
-        sections = [f"{head} How it is measured: [bench/README.md](../../README.md).\n", *sections]
+        sections = [f"{head} How it is measured: bench/README.md.\n", *sections]  # at any depth below the results
         text = "\n".join(sections) + "\n" + "".join(f"- {remark}\n" for remark in remarks)
         (output / "results.md").write_text(text, encoding="utf-8")
         plots.save(plots.throughput(done.cells, title), output / "results.png")

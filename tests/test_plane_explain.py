@@ -90,15 +90,27 @@ def test_evaluation_is_one_pass(backend: TestBackend) -> None:
 @pytest.mark.parametrize("gpu", GPUS)
 @pytest.mark.parametrize("last", LAYOUTS)
 @pytest.mark.parametrize("op", OPS)
-def test_shared_memory_fits(op: str, last: bool, gpu: str) -> None:
+@pytest.mark.parametrize("activation", ("relu", "silu"))  # backward keeps two tensors; three
+def test_shared_memory_fits(op: str, last: bool, gpu: str, activation: str) -> None:
     """What the kernels declare statically (at most 4 KB) counts against the same limit."""
     for spatial in (1, 49, 3136, 50176, 2_000_001):
         for channels in (64, 320, 2048):
             for dtype in (torch.bfloat16, torch.float64):
-                fused = {"residual": True, "activation": "relu"}
+                fused = {"residual": True, "activation": activation}
                 plans = launch_plans(op, (8, channels, spatial), dtype, channels_last=last, gpu=gpu, **fused)
                 assert all(plan.shared_bytes <= GPUS[gpu].shared_bytes - 4096 for plan in plans)
                 assert all(plan.cluster <= max(1, GPUS[gpu].cluster_blocks) for plan in plans)
+
+
+@pytest.mark.parametrize("last", LAYOUTS)
+def test_signs_take_the_place_of_the_residual(last: bool) -> None:
+    """A byte for 16 of x, written by the forward and read by the backward."""
+    shape, tensor = (8, 64, 56, 56), 8 * 64 * 56 * 56 * 2
+    options = {"channels_last": last, "gpu": "H100", "residual": True}
+    relu, silu = (launch_plans("batch_norm", shape, torch.bfloat16, activation=a, **options) for a in ("relu", "silu"))
+    forward, backward = ([plan.bytes - plan.reread_bytes for plan in pair] for pair in zip(relu, silu, strict=True))
+    assert forward[0] - forward[1] == tensor // 16
+    assert backward[1] - backward[0] == tensor - tensor // 16
 
 
 def test_group_plans_do_not_depend_on_the_batch() -> None:

@@ -1,6 +1,7 @@
 // Backward of the norms of feature maps on the CPU: which kernels run over what (plane_phases.h).
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #include "plane_norm.h"
@@ -22,7 +23,7 @@ PlaneBackwardCall prepare(const PlaneNormBackward& a, Sets sets, Workspace& work
   call.apply = a.grad_x || a.grad_residual;
   call.sums = a.grad_weight || a.grad_bias || a.mix.terms || (a.grad_x && a.batch_statistics);
   call.keeps_g = call.sums && call.apply && a.batch_statistics && !a.mask && takes_long(a.activation) &&
-                 g.rows() * g.per_set <= kKeptElements;
+                 g.rows() * g.per_set <= kKeptElements && channels_first(a) && !short_planes(g, a.mask);
   call.weight = widened(a.weight, a.param_type, stat, g.channels, 1, workspace);
   call.bias = widened(a.bias, a.param_type, stat, g.channels, 0, workspace, a.renorm != Renorm::None);
   call.coefficients = workspace.take(g.sets() * 2 * size_of(stat));
@@ -48,8 +49,9 @@ void backward_first(const PlaneBackwardCall& call, const PlaneBackwardKernels& k
   const bool complete = !in_phases(*call.arguments, g) || short_planes(g, call.arguments->mask) || shared_evenly(sets);
   if (complete && !call.arguments->mix.terms)
     return parallel_for(sets, set_elements, [&](int64_t begin, int64_t end) {
-      std::vector<char> scratch(call.keeps_g ? size_t(kernels.first_scratch(g)) : 0);
-      kernels.first_sets(call, begin, end, scratch.data());
+      // Not a vector, which would clear it.
+      const std::unique_ptr<char[]> scratch(call.keeps_g ? new char[size_t(kernels.first_scratch(g))] : nullptr);
+      kernels.first_sets(call, begin, end, scratch.get());
     });
   const int64_t blocks = g.slabs * g.channels * cut_of(g.slab_samples, g.spatial).blocks;
   const int64_t block_elements = g.slabs * g.channels * g.rows() / blocks;

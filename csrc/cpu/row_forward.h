@@ -156,7 +156,7 @@ struct RowForward {
     if constexpr (ROWS == 1 && std::is_same_v<Y, A>)
       if (converts(a)) y[0] = exact;
     const int64_t ahead = a.residual ? 0 : bytes_ahead<H>(a.x_layout, row, ROWS, a.rows, a.cols);
-    const int64_t y_ahead = output_ahead<Y>(a.cols);
+    const int64_t y_ahead = converts(a) ? 0 : output_ahead<Y>(a.cols);
     for_columns<A>(span.count, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
       Vector<A> scale{}, shift{};
       if constexpr (AFFINE) scale = load(w + c, lanes);

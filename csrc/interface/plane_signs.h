@@ -6,8 +6,7 @@
 // A run (a plane; with Layout::ChannelsLast or spatial 1 the channels of one position) has a byte for each 16 bytes of
 // x, the last one for what is left; a byte's first element is its lowest bit.
 //
-//      float, 10 elements to a run     byte 0: elements 0..3     byte 1: 4..7     byte 2: 8, 9     byte 3: of the next
-//      run
+//      float, runs of 10 elements      byte 0: elements 0..3      byte 1: 4..7      byte 2: 8, 9      byte 3: next run
 #pragma once
 #include "plane_norm.h"
 

@@ -86,6 +86,12 @@ const Case kCases[] = {
     {"group, grid of tiles", Group, Last, B, F, 2, 30, 5000, 3, Silu, 0, 0, 0, 1, 0, 0, device(0, 60 * 1024), Grid},
     {"instance, grid of tiles, double", Instance, Last, D, D, 2, 5, 4000, 1, None, 0, 0, 0, 1, 0, 0,
      device(0, 60 * 1024), Grid},
+    // backward reads the residual, as a ReLU's does not
+    {"residual, planes", Batch, First, F, D, 3, 4, 21, 1, Silu, 1, 0, 1, 1, -1, 0, device(), Grid},
+    {"residual, tiles", Batch, Last, F, F, 3, 20, 49, 1, Gelu, 1, 0, 1, 1, 0.1, 0, device(), Cluster},
+    {"residual, long planes, bf16", Batch, First, B, B, 5, 3, 9001, 1, Silu, 1, 0, 1, 1, 0.1, 0, device(), Cluster},
+    {"residual, grid of tiles", Batch, Last, F, F, 3, 12, 9000, 1, Silu, 1, 0, 1, 1, 0.1, 0, device(0, 150 * 1024),
+     Grid},
 };
 
 struct Functions {

@@ -33,7 +33,7 @@ TFN_INLINE Vector<A> where_positive(const uint8_t* signs, int64_t c, Vector<A> v
   uint32_t word = 0;
   std::memcpy(&word, signs + c / kSigned<T>, size_t(elements < kSigned<T> ? 1 : elements / kSigned<T>));
   if constexpr (elements < kSigned<T>) word >>= c % kSigned<T>;
-  const Words bits = sign_bits<T, even || odd ? 2 : 1, odd>(), all = Words{} + decltype(Words{}[0] + 0)(int32_t(word));
+  const Words bits = sign_bits<T, even || odd ? 2 : 1, odd>(), all = Words{} + int32_t(word);
   return (all & bits) != 0 ? v : other;
 }
 
