@@ -22,14 +22,19 @@ from . import allocator
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+def cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def device_name(device: torch.device) -> str:
+    """A CPU's with the vector instructions in use: virtual machines call a whole family of CPUs by one name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{cpu_name()}, {torchfastnorm.build_info()['cpu_capability']}"
 
 
 def result_folder(device: torch.device) -> Path:
@@ -70,7 +75,7 @@ def _cpu() -> dict[str, Any]:
         path = Path("/sys/devices/system/cpu/cpu0/cpufreq", name)
         if path.is_file():
             clocks[name] = path.read_text().strip()
-    return {"name": device_name(torch.device("cpu")), "cores": os.cpu_count(), "caches": _caches(), "clocks": clocks}
+    return {"name": cpu_name(), "cores": os.cpu_count(), "caches": _caches(), "clocks": clocks}
 
 
 def _nvidia_smi(device: torch.device) -> dict[str, str]:
