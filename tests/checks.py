@@ -128,8 +128,9 @@ def check(case: Case, results: Mapping[str, Tensor] | None = None, *, backward: 
 def assert_not_worse(name: str, ours: Tensor, theirs: Tensor, expected: Expected) -> None:
     """Error never above torch's by more than half, as root mean square; the largest one not above its triple.
 
-    The largest of a few roundings is luck; the triple finds one element gone wrong among many. One unit of eps is
-    always allowed: rstd, a product and a sum are rounded, and where torch is exact (constant rows) it is by luck."""
+    The largest of a few roundings is luck; the triple finds one element gone wrong among many. 1.5 eps are always
+    allowed: rstd, x_hat and its product with weight are rounded, by half an eps each, all elements of a row of one
+    magnitude alike, and where torch is exact (such rows) it is by luck."""
     eps = torch.finfo(expected.dtype).eps
     for measure, reduce, factor in (
         ("root mean square", lambda t: t.square().mean().sqrt(), 1.5),
@@ -138,7 +139,7 @@ def assert_not_worse(name: str, ours: Tensor, theirs: Tensor, expected: Expected
         our_error, their_error = (
             reduce(t.cpu().double() - expected.value).nan_to_num(nan=torch.inf) for t in (ours, theirs)
         )
-        allowed = torch.maximum(factor * their_error, eps * reduce(expected.value))
+        allowed = torch.maximum(factor * their_error, 1.5 * eps * reduce(expected.value))
         assert our_error <= allowed, (
             f"{name}: {measure} error {our_error:.4g}, torch's {their_error:.4g}, allowed {allowed:.4g}"
         )

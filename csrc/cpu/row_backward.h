@@ -1,21 +1,25 @@
 // Backward of LayerNorm (CENTERED) and RMSNorm over the rows of a matrix: interface/layer_norm.h, rms_norm.h.
 //
-// Memory: grad_y and h are read once; the second pass over a row finds them in cache. Rows are taken four at a time
+// Memory: grad_y and h are read once; the second pass over a row finds them in cache. Rows are taken several at a time
 // where that pays (row_loops.h),
 //
-//      for each of the four rows      sum(g), sum(g * (h - mean))            -> mean(g), mean(g * x_hat)
-//      for each vector of columns     over the four rows: grad_h, and their sum into grad_weight and grad_bias
+//      for each of the rows           sum(g), sum(g * (h - mean))            -> mean(g), mean(g * x_hat)
+//      for each vector of columns     over the rows: grad_h, and their sum into grad_weight and grad_bias
 //
-// so weight is loaded, and the sums of grad_weight and grad_bias loaded and stored, once for four rows. Those sums
+// so weight is loaded, and the sums of grad_weight and grad_bias loaded and stored, once for all of them. Those sums
 // are accumulators over a chunk of rows (row_norm.cpp); merge() adds the chunks up in double, in order.
 #pragma once
-#include "row_loops.h"
+#include "row_short.h"
 
 namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET {
 
 template <class V>
 TFN_INLINE V sum_of(const V (&v)[1]) {
   return v[0];
+}
+template <class V>
+TFN_INLINE V sum_of(const V (&v)[2]) {
+  return v[0] + v[1];
 }
 template <class V>
 TFN_INLINE V sum_of(const V (&v)[4]) {
@@ -90,8 +94,10 @@ struct RowBackward {
   static __attribute__((noinline)) GradientSums block_sums(const G* grad_y, const H* h, const A* weight, A mean,
                                                            int64_t count, const H* grad_h) {
     double totals[1 + CENTERED];
-    sum_columns<A>(count, totals, [=](int64_t c, auto lanes, Vector<A>* s) __attribute__((always_inline)) {
-      if (grad_h) fetch_to_write(grad_h + c, 0);
+    const auto fetch = [=](int64_t c, auto run) __attribute__((always_inline)) {
+      if (grad_h) fetch_run_to_write<run>(grad_h + c, 0);
+    };
+    sum_columns<A>(count, totals, fetch, [=](int64_t c, auto lanes, Vector<A>* s) __attribute__((always_inline)) {
       const Vector<A> g = load(grad_y + c, lanes) * load(weight + c, lanes);
       s[0] += g * (CENTERED ? load(h + c, lanes) - mean : load(h + c, lanes));
       if constexpr (CENTERED) s[1] += g;
@@ -111,7 +117,7 @@ struct RowBackward {
   }
 
   // Rows [row, row + ROWS), one block of columns. weight_sums and bias_sums begin at the block; null: not wanted.
-  // EXTRAS: there may be grad_sum or grad_x, or no grad_h. One row has a kernel for all cases, four rows one for
+  // EXTRAS: there may be grad_sum or grad_x, or no grad_h. One row has a kernel for all cases, several have one for
   // each usual case. grad_x is rounded from the accumulators themselves, which wait in `exact`; only one row has it.
   template <int ROWS, bool EXTRAS>
   static __attribute__((noinline)) void apply(const RowNormBackward& a, int64_t row, const RowGradient<A>* scalars,
@@ -142,13 +148,17 @@ struct RowBackward {
     const bool parameters = ROWS > 1 || weight_sums;
     const bool has_grad_sum = EXTRAS && a.grad_sum, has_grad_h = !EXTRAS || a.grad_h;
     const bool has_grad_x = EXTRAS && ROWS == 1 && a.grad_x;
-    for_columns<A>(span.count, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+    const auto fetch = [&](int64_t c, auto run) __attribute__((always_inline)) {
+      repeat<ROWS>([&](auto i) __attribute__((always_inline)) {
+        fetch_run_to_read<run>(grad_y[i] + c, grad_y_ahead);
+        fetch_run_to_read<run>(h[i] + c, h_ahead);
+        if (grad_h_ahead) fetch_run_to_write<run>(grad_h[i] + c, grad_h_ahead);
+      });
+    };
+    for_columns<A>(span.count, fetch, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
       const Vector<A> w = load(weight + c, lanes);
       Vector<A> of_weight[ROWS], of_bias[ROWS];
       repeat<ROWS>([&](auto i) __attribute__((always_inline)) {
-        fetch_to_read(grad_y[i] + c, grad_y_ahead);
-        fetch_to_read(h[i] + c, h_ahead);
-        if (grad_h_ahead) fetch_to_write(grad_h[i] + c, grad_h_ahead);
         const Vector<A> gradient = load(grad_y[i] + c, lanes);
         const Vector<A> x_hat = normalize(Vector<A>(load(h[i] + c, lanes)), CENTERED ? mean[i] : Vector<A>{}, rstd[i]);
         of_weight[i] = gradient * x_hat;
@@ -194,6 +204,41 @@ struct RowBackward {
     }
   }
 
+  // Up to four rows, as group; grad_y need not be converted. Where there are fewer, the first is in the places of the
+  // others.
+  static __attribute__((noinline)) void short_group(const RowNormBackward& a, int64_t row, int64_t rows,
+                                                    ParameterBlock<A>& parameter, A* weight_sums, A* bias_sums) {
+    const Span span = block_span(0, a.cols);
+    const A* weight = parameter.at(a.weight, a.param_type, 0, a.cols, 1);
+    const G* grad_y[kShortGroup];
+    const H* h[kShortGroup];
+    A mean[kShortGroup];
+    for (int i = 0; i < kShortGroup; ++i) {
+      const int64_t at = row + (i < rows ? i : 0);
+      grad_y[i] = grad_y_block(a, at, span, nullptr);
+      h[i] = h_block(a, at, span);
+      mean[i] = mean_of(a, at);
+    }
+    if (a.grad_h)
+      for (int64_t b = 0; b < rows * a.cols * int64_t(sizeof(H)); b += 64) fetch_to_write(grad_h_block(a, row, span), b);
+    Four totals[1 + CENTERED];
+    sum_short_rows<A>(a.cols, totals, [&](int64_t c, auto lanes, auto i, Vector<A>* s) __attribute__((always_inline)) {
+      const Vector<A> g = load(grad_y[i] + c, lanes) * load(weight + c, lanes);
+      s[0] += g * (CENTERED ? load(h[i] + c, lanes) - mean[i] : load(h[i] + c, lanes));
+      if constexpr (CENTERED) s[1] += g;
+    });
+    RowGradient<A> scalars[kShortGroup];
+    for (int i = 0; i < rows; ++i) scalars[i] = row_gradient(a, row + i, {totals[CENTERED][i], totals[0][i]});
+    A exact[kShortRow<H>];
+    int64_t i = 0;
+    if (weight_sums && a.grad_h && !a.grad_x) {
+      const auto several = a.grad_sum ? apply<kBackwardGroup, true> : apply<kBackwardGroup, false>;
+      for (; i + kBackwardGroup <= rows; i += kBackwardGroup)
+        several(a, row + i, scalars + i, span, weight, weight_sums, bias_sums, nullptr, exact);
+    }
+    for (; i < rows; ++i) apply<1, true>(a, row + i, scalars + i, span, weight, weight_sums, bias_sums, nullptr, exact);
+  }
+
   static void rows(const RowNormBackward& a, int64_t begin, int64_t end, void* weight_sums, void* bias_sums) {
     ParameterBlock<A> parameter;
     A* const of_weight = static_cast<A*>(weight_sums);
@@ -201,10 +246,13 @@ struct RowBackward {
     if (of_weight) std::memset(of_weight, 0, size_t(a.cols) * sizeof(A));
     if (of_bias) std::memset(of_bias, 0, size_t(a.cols) * sizeof(A));
     int64_t row = begin;
+    if (a.cols <= kShortRow<H> && !converts(a))
+      for (; row < end; row += kShortGroup)
+        short_group(a, row, end - row < kShortGroup ? end - row : kShortGroup, parameter, of_weight, of_bias);
     const bool usual = of_weight && a.grad_h && !a.grad_x && !converts(a);
     if (usual && grouped<H>(a.cols)) {
-      const auto four = a.grad_sum ? group<kRowGroup, true> : group<kRowGroup, false>;
-      for (; row + kRowGroup <= end; row += kRowGroup) four(a, row, parameter, of_weight, of_bias);
+      const auto several = a.grad_sum ? group<kBackwardGroup, true> : group<kBackwardGroup, false>;
+      for (; row + kBackwardGroup <= end; row += kBackwardGroup) several(a, row, parameter, of_weight, of_bias);
     }
     for (; row < end; ++row) group<1, true>(a, row, parameter, of_weight, of_bias);
   }

@@ -2,14 +2,14 @@
 //
 // Memory: x (and residual) are read once; the later passes over a row find it in cache: sum (LayerNorm), centred
 // squares, normalise and store. The residual add happens while a block of h is first read. Where rows are taken four
-// at a time (row_loops.h), their chains of dependent operations overlap, and weight and bias are loaded once for all.
+// at a time (row_loops.h, row_short.h), their chains of dependent operations overlap, and weight and bias are loaded once for all.
 //
 // Statistics: a block's mean first, then sums of d = h - mean and of d * d. sum(d), zero but for the rounding of the
 // mean, corrects both (the corrected two-pass algorithm; Chan, Golub, LeVeque 1983), so a constant row has variance
 // zero at any magnitude. Blocks of longer rows are merged by Chan's formula, in double. rstd is formed in double
 // and rounded once. A NaN in the row makes all of its outputs NaN.
 #pragma once
-#include "row_loops.h"
+#include "row_short.h"
 
 namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET {
 
@@ -74,14 +74,18 @@ inline Output output_of(const RowNormForward& a, int64_t row, Span span) {
 template <bool CENTERED, class H>
 __attribute__((noinline)) Moments moments_of(const H* h, int64_t count, Output y) {
   using A = Accumulator<H>;
+  const auto fetch = [=](int64_t c, auto run) __attribute__((always_inline)) {
+    if (!y.block) return;
+    for (int64_t b = 0; b < run * y.size; b += 64) fetch_to_write(y.block, c * y.size + b);
+  };
   if constexpr (CENTERED) {
     double sum[1], sums[2];
-    sum_columns<A>(count, sum, [=](int64_t c, auto lanes, Vector<A>* s) __attribute__((always_inline)) {
+    const auto nothing = [](int64_t, auto) {};
+    sum_columns<A>(count, sum, nothing, [=](int64_t c, auto lanes, Vector<A>* s) __attribute__((always_inline)) {
       s[0] += load(h + c, lanes);
     });
     const A center = A(sum[0] / double(count));
-    sum_columns<A>(count, sums, [=](int64_t c, auto lanes, Vector<A>* s) __attribute__((always_inline)) {
-      if (y.block) fetch_to_write(y.block, c * y.size);
+    sum_columns<A>(count, sums, fetch, [=](int64_t c, auto lanes, Vector<A>* s) __attribute__((always_inline)) {
       const Vector<A> d = keep(load(h + c, lanes) - center, lanes);
       s[0] += d;
       s[1] += d * d;
@@ -90,9 +94,8 @@ __attribute__((noinline)) Moments moments_of(const H* h, int64_t count, Output y
     return {double(count), double(center) + correction, sums[1] - sums[0] * correction};
   } else {
     double squares[1];
-    sum_columns<A>(count, squares, [=](int64_t c, auto lanes, Vector<A>* s) __attribute__((always_inline)) {
+    sum_columns<A>(count, squares, fetch, [=](int64_t c, auto lanes, Vector<A>* s) __attribute__((always_inline)) {
       const Vector<A> value = load(h + c, lanes);
-      if (y.block) fetch_to_write(y.block, c * y.size);
       s[0] += value * value;
     });
     return {double(count), 0, squares[0]};
@@ -157,13 +160,17 @@ struct RowForward {
       if (converts(a)) y[0] = exact;
     const int64_t ahead = a.residual ? 0 : bytes_ahead<H>(a.x_layout, row, ROWS, a.rows, a.cols);
     const int64_t y_ahead = converts(a) ? 0 : output_ahead<Y>(a.cols);
-    for_columns<A>(span.count, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+    const auto fetch = [&](int64_t c, auto run) __attribute__((always_inline)) {
+      repeat<ROWS>([&](auto i) __attribute__((always_inline)) {
+        fetch_run_to_read<run>(h[i] + c, ahead);
+        if (y_ahead) fetch_run_to_write<run>(y[i] + c, y_ahead);
+      });
+    };
+    for_columns<A>(span.count, fetch, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
       Vector<A> scale{}, shift{};
       if constexpr (AFFINE) scale = load(w + c, lanes);
       if constexpr (AFFINE && CENTERED) shift = load(b + c, lanes);
       repeat<ROWS>([&](auto i) __attribute__((always_inline)) {
-        fetch_to_read(h[i] + c, ahead);
-        if (y_ahead) fetch_to_write(y[i] + c, y_ahead);
         Vector<A> v = normalize(Vector<A>(load(h[i] + c, lanes)), CENTERED ? mean[i] : Vector<A>{}, rstd[i]);
         if constexpr (AFFINE && CENTERED)
           v = affine(v, scale, shift);
@@ -211,12 +218,62 @@ struct RowForward {
       apply_rows<ROWS>(a, row, statistics, block_span(block, a.cols), weight, bias);
   }
 
+  // As moments_of and statistics_of.
+  static TFN_INLINE void short_statistics(const H* const (&h)[kShortGroup], int64_t count, double eps,
+                                          Statistics<A> (&statistics)[kShortGroup]) {
+    Four means{}, squares[1];
+    if constexpr (CENTERED) {
+      Four sum[1], sums[2];
+      sum_short_rows<A>(count, sum, [&](int64_t c, auto lanes, auto row, Vector<A>* s) __attribute__((always_inline)) {
+        s[0] += load(h[row] + c, lanes);
+      });
+      A center[kShortGroup];
+      for (int i = 0; i < kShortGroup; ++i) means[i] = double(center[i] = A(sum[0][i] / double(count)));
+      sum_short_rows<A>(count, sums, [&](int64_t c, auto lanes, auto row, Vector<A>* s) __attribute__((always_inline)) {
+        const Vector<A> d = keep(load(h[row] + c, lanes) - center[row], lanes);
+        s[0] += d;
+        s[1] += d * d;
+      });
+      const Four correction = sums[0] / double(count);
+      means += correction;
+      squares[0] = sums[1] - sums[0] * correction;
+    } else {
+      sum_short_rows<A>(count, squares,
+                        [&](int64_t c, auto lanes, auto row, Vector<A>* s) __attribute__((always_inline)) {
+                          const Vector<A> value = load(h[row] + c, lanes);
+                          s[0] += value * value;
+                        });
+    }
+    const Four rstd = 1 / square_root(squares[0] / double(count) + eps);
+    for (int i = 0; i < kShortGroup; ++i) statistics[i] = {A(means[i]), A(rstd[i])};
+  }
+
+  // Up to four rows. Where there are fewer, the first is in the places of the others.
+  static __attribute__((noinline)) void short_group(const RowNormForward& a, int64_t row, int64_t rows, Add add,
+                                                    ParameterBlock<A>& weight, ParameterBlock<A>& bias) {
+    const Span span = block_span(0, a.cols);
+    const H* h[kShortGroup];
+    for (int i = 0; i < kShortGroup; ++i) h[i] = i < rows ? block_of_h<H>(a, add, row + i, span) : h[0];
+    const Output y = output_of(a, row, span);
+    for (int64_t b = 0; b < rows * a.cols * y.size; b += 64) fetch_to_write(y.block, b);
+    Statistics<A> statistics[kShortGroup];
+    short_statistics(h, a.cols, a.eps, statistics);
+    for (int i = 0; i < rows; ++i) write(a, row + i, statistics[i]);
+    if (rows == kShortGroup && !converts(a)) return apply_rows<kShortGroup>(a, row, statistics, span, weight, bias);
+    for (int i = 0; i < rows; ++i) apply_rows<1>(a, row + i, statistics + i, span, weight, bias);
+  }
+
   static void rows(const RowNormForward& a, int64_t begin, int64_t end) {
     ParameterBlock<A> weight, bias;
     const Add add = a.residual ? select_add(a) : nullptr;
     int64_t row = begin;
+    if (a.cols <= kShortRow<H>) {
+      for (; row < end; row += kShortGroup)
+        short_group(a, row, end - row < kShortGroup ? end - row : kShortGroup, add, weight, bias);
+      return;
+    }
     if (!converts(a) && grouped<H>(a.cols))
-      for (; row + kRowGroup <= end; row += kRowGroup) group<kRowGroup>(a, row, add, weight, bias);
+      for (; row + kForwardGroup <= end; row += kForwardGroup) group<kForwardGroup>(a, row, add, weight, bias);
     for (; row < end; ++row) group<1>(a, row, add, weight, bias);
   }
 

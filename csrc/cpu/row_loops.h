@@ -8,21 +8,21 @@
 
 namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET {
 
-// Rows are taken four at a time where that pays (measured): 16-bit rows, bound by arithmetic; short rows, bound by
-// chains of dependent operations; and rows of which the parameters' sums fill the first-level cache. Other rows of
-// float or double, bound by memory, go one at a time: fewer streams.
-constexpr int kRowGroup = 4;
+// Rows are taken several at a time where that pays (measured): 16-bit rows, bound by arithmetic, and rows of which the
+// parameters' sums fill the first-level cache. Backward takes as many as the registers hold the numbers of. Other rows
+// of float or double, bound by memory, go one at a time: fewer streams. Short rows: row_short.h.
+constexpr int kForwardGroup = 4, kBackwardGroup = TFN_VECTOR_BYTES == 64 ? 4 : 2;
 
 template <class H>
 TFN_INLINE bool grouped(int64_t cols) {
   const int64_t bytes = cols * int64_t(sizeof(H));
-  return sizeof(H) == 2 || cols <= 128 || (bytes >= 3 << 12 && bytes <= 1 << 16);
+  return sizeof(H) == 2 || (bytes >= 3 << 12 && bytes <= 1 << 16);
 }
 
 // Outputs are fetched while the inputs are first read: a store that misses the cache would hold up all later ones.
 // The next rows are fetched while the last pass runs over these. Not if a row is more than this many bytes, which would
 // be gone before they are needed: outputs are then fetched as they are written, so many bytes ahead.
-constexpr int64_t kFetchBytes = 1 << 18, kOutputAhead = 4096;
+constexpr int64_t kFetchBytes = 1 << 18, kOutputAhead = 4096, kLeastAhead = 2048;
 template <class T>
 TFN_INLINE int64_t output_ahead(int64_t cols) {
   return cols * int64_t(sizeof(T)) > kFetchBytes ? kOutputAhead : 0;
@@ -31,6 +31,8 @@ TFN_INLINE int64_t output_ahead(int64_t cols) {
 // Bytes from a row of a matrix to the one `rows` rows on, to fetch it; 0 where there is none or it is too much.
 template <class T>
 TFN_INLINE int64_t bytes_ahead(const RowLayout& layout, int64_t row, int64_t rows, int64_t all_rows, int64_t cols) {
+  const int64_t least = cols > 0 ? kLeastAhead / (cols * int64_t(sizeof(T))) : 0;
+  if (rows < least) rows = least;
   if (row + 2 * rows > all_rows || rows * cols * int64_t(sizeof(T)) > kFetchBytes) return 0;
   return (row_offset(layout, row + rows) - row_offset(layout, row)) * int64_t(sizeof(T));
 }
@@ -38,8 +40,8 @@ TFN_INLINE int64_t bytes_ahead(const RowLayout& layout, int64_t row, int64_t row
 // totals[i] = sum over the columns of what body(column, lanes, sums) adds to sums[i]. Four chains of vectors at a
 // time, each lane of a chain adding at most 16 terms before it goes over into double: the rounding error stays that
 // of a short sum, and squares of values up to 1e18 stay finite.
-template <class A, int SUMS, class Body>
-TFN_INLINE void sum_columns(int64_t cols, double (&totals)[SUMS], Body body) {
+template <class A, int SUMS, class Fetch, class Body>
+TFN_INLINE void sum_columns(int64_t cols, double (&totals)[SUMS], Fetch fetch, Body body) {
   constexpr int64_t kStep = kLanes<A>, kChains = 4, kStrip = 16 * kChains * kStep;
   Doubles wide[SUMS] = {};
   for (int64_t c = 0; c < cols;) {
@@ -48,9 +50,12 @@ TFN_INLINE void sum_columns(int64_t cols, double (&totals)[SUMS], Body body) {
     repeat<kChains>([&](auto chain) __attribute__((always_inline)) {
       repeat<SUMS>([&](auto i) __attribute__((always_inline)) { sums[chain][i] = Vector<A>{}; });
     });
-    for (; c + kChains * kStep <= strip_end; c += kChains * kStep)
+    for (; c + kChains * kStep <= strip_end; c += kChains * kStep) {
+      fetch(c, std::integral_constant<int64_t, kChains * kStep>());
       repeat<kChains>([&](auto chain)
                           __attribute__((always_inline)) { body(c + chain * kStep, Whole{}, sums[chain]); });
+    }
+    if (c < strip_end) fetch(c, std::integral_constant<int64_t, kChains * kStep>());
     for (; c + kStep <= strip_end; c += kStep) body(c, Whole{}, sums[0]);
     if (c < strip_end) {
       body(c, Part{strip_end - c}, sums[1]);

@@ -13,6 +13,22 @@ TFN_INLINE void for_columns(int64_t cols, Body body) {
   if (c < cols) body(c, Part{cols - c});
 }
 
+// The same, with fetch(c, count) before every `count` elements, which is a constant: cache lines come whole, and must not
+// be asked for with every vector in them.
+template <class A, class Fetch, class Body>
+TFN_INLINE void for_columns(int64_t cols, Fetch fetch, Body body) {
+  constexpr int64_t kStep = kLanes<A>, kRun = 128 / int64_t(sizeof(A));
+  constexpr std::integral_constant<int64_t, kRun> run;
+  int64_t c = 0;
+  for (; c + kRun <= cols; c += kRun) {
+    fetch(c, run);
+    repeat<kRun / kStep>([&](auto i) __attribute__((always_inline)) { body(c + i * kStep, Whole{}); });
+  }
+  if (c < cols) fetch(c, run);
+  for (; c + kStep <= cols; c += kStep) body(c, Whole{});
+  if (c < cols) body(c, Part{cols - c});
+}
+
 // Calls f with a value of the C++ type that `type` names.
 template <class F>
 TFN_INLINE auto by_type(DType type, F f) {

@@ -123,8 +123,16 @@ TFN_INLINE Words round_to_upper_half(Floats v) {
   const Words bits = (Words)v;
   return bits + (v == v ? ((bits >> 16) & 1) + 0x7fff : Words{});
 }
+#if TFN_VECTOR_BYTES == 32
+TFN_INLINE Floats widen(BFloat16, Shorts bits) { return (Floats)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)bits), 16); }
+TFN_INLINE Shorts narrow(BFloat16, Floats v) {
+  const __m256i upper = (__m256i)(round_to_upper_half(v) >> 16);
+  return (Shorts)_mm_packus_epi32(_mm256_castsi256_si128(upper), _mm256_extracti128_si256(upper, 1));
+}
+#else
 TFN_INLINE Floats widen(BFloat16, Shorts bits) { return (Floats)(__builtin_convertvector(bits, Words) << 16); }
 TFN_INLINE Shorts narrow(BFloat16, Floats v) { return __builtin_convertvector(round_to_upper_half(v) >> 16, Shorts); }
+#endif
 #endif
 
 #if TFN_VECTOR_BYTES == 64
@@ -285,6 +293,16 @@ template <class LANES = Whole>
 TFN_INLINE void fetch_to_write(const void* p, int64_t bytes_ahead, LANES = {}) {
   if constexpr (!std::is_same_v<LANES, Odd>)
     __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + uintptr_t(bytes_ahead)), 1);
+}
+
+// The same for all lines of COUNT elements.
+template <int64_t COUNT, class T>
+TFN_INLINE void fetch_run_to_read(const T* p, int64_t bytes_ahead) {
+  for (int64_t b = 0; b < COUNT * int64_t(sizeof(T)); b += 64) fetch_to_read(p, bytes_ahead + b);
+}
+template <int64_t COUNT, class T>
+TFN_INLINE void fetch_run_to_write(const T* p, int64_t bytes_ahead) {
+  for (int64_t b = 0; b < COUNT * int64_t(sizeof(T)); b += 64) fetch_to_write(p, bytes_ahead + b);
 }
 
 // f(0), ... f(N - 1), written out, the index a constant: what it indexes can stay in registers.
