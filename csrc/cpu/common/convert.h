@@ -22,7 +22,7 @@ TFN_INLINE void for_columns(int64_t cols, Fetch fetch, Body body) {
   int64_t c = 0;
   for (; c + kRun <= cols; c += kRun) {
     fetch(c, run);
-    repeat<kRun / kStep>([&](auto i) __attribute__((always_inline)) { body(c + i * kStep, Whole{}); });
+    for (int64_t i = 0; i < kRun; i += kStep) body(c + i, Whole{});
   }
   if (c < cols) fetch(c, run);
   for (; c + kStep <= cols; c += kStep) body(c, Whole{});
