@@ -67,17 +67,17 @@ struct FirstBackward {
     const int64_t ahead = scattered ? call.geometry.spatial * int64_t(sizeof(T)) : kReadAhead;
     const T* const grad_x =
         to_next && call.arguments->grad_x ? static_cast<const T*>(call.arguments->grad_x) + block.begin : nullptr;
+    const auto fetch = [=, &from](int64_t segment, int64_t c, auto run) __attribute__((always_inline)) {
+      const int64_t i = segment * stride + c;
+      if (grad_x) return fetch_run_to_write<run>(grad_x + i, 0);
+      fetch_run_to_read<run>(from.grad_y + i, ahead);
+      fetch_run_to_read<run>(from.x + i, ahead);
+      if (from.residual) fetch_run_to_read<run>(from.residual + i, ahead);
+    };
     double totals[2];
-    sum_segments<T>(block.segments, block.count, totals,
+    sum_segments<T>(block.segments, block.count, totals, fetch,
                     [=, &from](int64_t segment, int64_t c, auto lanes, Vector<A>* s) __attribute__((always_inline)) {
                       const int64_t i = segment * stride + c;
-                      if (grad_x) {
-                        fetch_to_write(grad_x + i, 0, lanes);
-                      } else {
-                        fetch_to_read(from.grad_y + i, ahead, lanes);
-                        fetch_to_read(from.x + i, ahead, lanes);
-                        if (from.residual) fetch_to_read(from.residual + i, ahead, lanes);
-                      }
                       Vector<A> d = load(from.x + i, lanes) - mean;
                       const T* const residual = from.residual ? from.residual + segment * stride : nullptr;
                       const uint8_t* const signs = from.signs ? from.signs + segment * from.signs_stride : nullptr;
@@ -88,7 +88,7 @@ struct FirstBackward {
                           g = counted<A>(from.mask + segment * mask_stride + c, g, lanes);
                           d = counted<A>(from.mask + segment * mask_stride + c, d, lanes);
                         }
-                      if constexpr (FOLLOW == Follow::Anything)
+                      if constexpr (kSmooth<FOLLOW>)
                         if (kept) store(at_segment(kept, block, segment) + kept_at(c, lanes), g, whole_or_part(lanes));
                       s[0] += g;
                       s[1] += g * d;
@@ -113,17 +113,19 @@ struct FirstBackward {
       const uint8_t* const mask = all.mask ? all.mask + segment * block.mask_stride : nullptr;
       T* const grad_x = a.grad_x ? static_cast<T*>(a.grad_x) + block.begin + skipped : nullptr;
       T* const grad_residual = a.grad_residual ? static_cast<T*>(a.grad_residual) + block.begin + skipped : nullptr;
-      const auto gradients = [=, &a](int64_t c, auto lanes) __attribute__((always_inline)) -> Values<A, 2> {
+      const auto fetch = [=](int64_t c, auto run) __attribute__((always_inline)) {
         if (to_next) {
-          fetch_to_read(x + c, to_next, lanes);
-          fetch_to_read(grad_y + c, to_next, lanes);
-          if (residual) fetch_to_read(residual + c, to_next, lanes);
+          fetch_run_to_read<run>(x + c, to_next);
+          fetch_run_to_read<run>(grad_y + c, to_next);
+          if (residual) fetch_run_to_read<run>(residual + c, to_next);
         } else {
-          fetch_to_write(grad_x, grad_x ? c * int64_t(sizeof(T)) + kWriteAhead : 0, lanes);
-          if (grad_residual) fetch_to_write(grad_residual + c, kWriteAhead, lanes);
+          if (grad_x) fetch_run_to_write<run>(grad_x + c, kWriteAhead);
+          if (grad_residual) fetch_run_to_write<run>(grad_residual + c, kWriteAhead);
         }
+      };
+      const auto gradients = [=, &a](int64_t c, auto lanes) __attribute__((always_inline)) -> Values<A, 2> {
         const Vector<A> d = load(x + c, lanes) - mean;
-        Vector<A> g = FOLLOW == Follow::Anything && of_segment
+        Vector<A> g = kSmooth<FOLLOW> && of_segment
                           ? load(of_segment + kept_at(c, lanes), whole_or_part(lanes))
                           : gradient<FOLLOW, A>(grad_y, residual, signs, d, scale, bias, a.activation, c, lanes);
         Vector<A> result = plane_gradient(g, d, scale, of_d, constant);
@@ -134,7 +136,7 @@ struct FirstBackward {
           }
         return {{g, result}};
       };
-      write_elements<T>(block.count, {grad_residual, grad_x}, nullptr, gradients);
+      write_elements<T>(block.count, {grad_residual, grad_x}, nullptr, fetch, gradients);
     }
   }
 

@@ -65,14 +65,19 @@ struct LastBackward {
     const int64_t ahead = rows_ahead<T>(kReadAhead, ROWS, columns) * data.stride * int64_t(sizeof(T));
     for (int64_t begin = 0; begin < rows; begin += ROWS) {
       const Data first = data.at_row(begin);
-      for_columns<A>(columns, [=, &p](int64_t c, auto lanes) __attribute__((always_inline)) {
+      const auto fetch = [=](int64_t c, auto run) __attribute__((always_inline)) {
+        repeat<ROWS>([&](auto row) __attribute__((always_inline)) {
+          const Data at = first.at_row(row);
+          fetch_run_to_read<run>(at.x + c, ahead);
+          fetch_run_to_read<run>(at.grad_y + c, ahead);
+        });
+      };
+      for_columns<A>(columns, fetch, [=, &p](int64_t c, auto lanes) __attribute__((always_inline)) {
         const Vector<A> mean = load(p.mean + c, Whole{}), scale = load(p.scale + c, Whole{});
         const Vector<A> bias = load(p.bias + c, Whole{});
         Vector<A> sum[2]{}, centered[2]{};
         repeat<ROWS>([&](auto row) __attribute__((always_inline)) {
           const Data at = first.at_row(row);
-          fetch_to_read(at.x + c, ahead);
-          fetch_to_read(at.grad_y + c, ahead);
           const Vector<A> d = load(at.x + c, lanes) - mean;
           const Vector<A> g =
               gradient<FOLLOW, A>(at.grad_y, at.residual, at.signs, d, scale, bias, activation, c, lanes);
@@ -92,22 +97,25 @@ struct LastBackward {
     const int64_t write_ahead = rows_ahead<T>(kWriteAhead, ROWS, columns) * data.stride * int64_t(sizeof(T));
     for (int64_t begin = 0; begin < rows; begin += ROWS) {
       const Data first = data.at_row(begin);
-      for_columns<A>(columns, [=, &p](int64_t c, auto lanes) __attribute__((always_inline)) {
+      const auto fetch = [=](int64_t c, auto run) __attribute__((always_inline)) {
+        repeat<ROWS>([&](auto row) __attribute__((always_inline)) {
+          const Data at = first.at_row(row);
+          fetch_run_to_read<run>(at.x + c, read_ahead);
+          fetch_run_to_read<run>(at.grad_y + c, read_ahead);
+          if (at.grad_x) fetch_run_to_write<run>(at.grad_x + c, write_ahead);
+          if (at.grad_residual) fetch_run_to_write<run>(at.grad_residual + c, write_ahead);
+        });
+      };
+      for_columns<A>(columns, fetch, [=, &p](int64_t c, auto lanes) __attribute__((always_inline)) {
         const Vector<A> mean = load(p.mean + c, Whole{}), scale = load(p.scale + c, Whole{});
         const Vector<A> bias = load(p.bias + c, Whole{});
         const Vector<A> of_d = load(p.of_d + c, Whole{}), constant = load(p.constant + c, Whole{});
         repeat<ROWS>([&](auto row) __attribute__((always_inline)) {
           const Data at = first.at_row(row);
-          fetch_to_read(at.x + c, read_ahead);
-          fetch_to_read(at.grad_y + c, read_ahead);
-          fetch_to_write(at.grad_x, at.grad_x ? c * int64_t(sizeof(T)) + write_ahead : 0);
           const Vector<A> d = load(at.x + c, lanes) - mean;
           const Vector<A> g =
               gradient<FOLLOW, A>(at.grad_y, at.residual, at.signs, d, scale, bias, activation, c, lanes);
-          if (at.grad_residual) {
-            fetch_to_write(at.grad_residual + c, write_ahead);
-            store(at.grad_residual + c, g, lanes);
-          }
+          if (at.grad_residual) store(at.grad_residual + c, g, lanes);
           if (at.grad_x) store(at.grad_x + c, Vector<A>(plane_gradient(g, d, scale, of_d, constant)), lanes);
         });
       });

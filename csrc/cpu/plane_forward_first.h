@@ -31,8 +31,15 @@ struct FirstForward {
     const int64_t asked = MASKED ? block.segments : (kAsked + block.count - 1) / block.count;
     const int64_t shift_segments = asked < block.segments ? asked : block.segments;
     const int64_t shift_count = MASKED || block.count < 2 * kAsked ? block.count : 2 * kAsked;
+    const auto nothing = [](int64_t, int64_t, auto) {};
+    const auto fetch = [=](int64_t segment, int64_t c, auto run) __attribute__((always_inline)) {
+      if (y)
+        fetch_run_to_write<run>(y + segment * stride + c, 0);
+      else
+        fetch_run_to_read<run>(x + segment * stride + c, x_ahead);
+    };
     double sum[1 + MASKED], sums[2];
-    sum_segments<T>(shift_segments, shift_count, sum,
+    sum_segments<T>(shift_segments, shift_count, sum, nothing,
                     [=](int64_t segment, int64_t c, auto lanes, Vector<A>* s) __attribute__((always_inline)) {
                       const Vector<A> value = load(x + segment * stride + c, lanes);
                       if constexpr (MASKED) {
@@ -46,14 +53,9 @@ struct FirstForward {
     const double count = MASKED ? sum[MASKED] : double(block.segments * block.count);
     if (MASKED && count == 0) return {};
     const A center = A(sum[0] / (MASKED ? count : double(shift_segments * shift_count)));
-    sum_segments<T>(block.segments, block.count, sums,
+    sum_segments<T>(block.segments, block.count, sums, fetch,
                     [=](int64_t segment, int64_t c, auto lanes, Vector<A>* s) __attribute__((always_inline)) {
-                      const T* const p = x + segment * stride + c;
-                      if (y)
-                        fetch_to_write(y + segment * stride + c, 0, lanes);
-                      else
-                        fetch_to_read(p, x_ahead, lanes);
-                      Vector<A> d = keep(load(p, lanes) - center, lanes);
+                      Vector<A> d = keep(load(x + segment * stride + c, lanes) - center, lanes);
                       if constexpr (MASKED) d = counted<A>(mask + segment * mask_stride + c, d, lanes);
                       s[0] += d;
                       s[1] += d * d;
@@ -92,12 +94,14 @@ struct FirstForward {
       const uint8_t* const mask = a.mask ? a.mask + sample * g.spatial + span.begin : nullptr;
       T* const y = static_cast<T*>(a.y) + offset;
       uint8_t* const signs = signs_of<T>(a.signs, sample * g.channels + channel, g.spatial, span.begin);
-      write_elements<T>(span.count, {y}, signs,
+      const auto fetch = [=](int64_t c, auto run) __attribute__((always_inline)) {
+        if (x_ahead)
+          fetch_run_to_read<run>(x + c, x_ahead);
+        else
+          fetch_run_to_write<run>(y + c, kWriteAhead);
+      };
+      write_elements<T>(span.count, {y}, signs, fetch,
                         [=, &a](int64_t c, auto lanes) __attribute__((always_inline)) -> Values<A, 1> {
-                          if (x_ahead)
-                            fetch_to_read(x + c, x_ahead, lanes);
-                          else
-                            fetch_to_write(y + c, kWriteAhead, lanes);
                           Vector<A> v = affine(Vector<A>(load(x + c, lanes) - mean), scale, bias);
                           v = followed<FOLLOW, A>(v, residual, a.activation, c, lanes);
                           if constexpr (FOLLOW == Follow::Anything)

@@ -76,12 +76,15 @@ struct LastForward {
   static __attribute__((noinline)) void accumulate(const T* x, int64_t rows, int64_t stride, int64_t columns,
                                                    Tile& tile) {
     const int64_t ahead = rows_ahead<T>(kReadAhead, ROWS, columns) * stride * int64_t(sizeof(T));
-    for (; rows > 0; rows -= ROWS, x += ROWS * stride)
-      for_columns<A>(columns, [&, x, stride, ahead](int64_t c, auto lanes) __attribute__((always_inline)) {
+    for (; rows > 0; rows -= ROWS, x += ROWS * stride) {
+      const auto fetch = [=](int64_t c, auto run) __attribute__((always_inline)) {
+        repeat<ROWS>([&](auto row)
+                         __attribute__((always_inline)) { fetch_run_to_read<run>(x + row * stride + c, ahead); });
+      };
+      for_columns<A>(columns, fetch, [&, x, stride](int64_t c, auto lanes) __attribute__((always_inline)) {
         const Vector<A> shift = load(tile.shift + c, Whole{});
         Vector<A> sum[2]{}, square[2]{};
         repeat<ROWS>([&](auto row) __attribute__((always_inline)) {
-          fetch_to_read(x + row * stride + c, ahead);
           const Vector<A> d = load(x + row * stride + c, lanes) - shift;
           sum[row % 2] += d;
           square[row % 2] += d * d;
@@ -89,6 +92,7 @@ struct LastForward {
         store(tile.sums + c, load(tile.sums + c, Whole{}) + (sum[0] + sum[1]), Whole{});
         store(tile.squares + c, load(tile.squares + c, Whole{}) + (square[0] + square[1]), Whole{});
       });
+    }
   }
 
   // mean[0, width) and squares of the rows [begin, end) of x; returns how many of them count.
@@ -220,13 +224,18 @@ struct LastForward {
     const int64_t write_ahead = rows_ahead<T>(kWriteAhead, ROWS, columns) * data.stride * int64_t(sizeof(T));
     for (int64_t begin = 0; begin < rows; begin += ROWS) {
       const Data first = data.at_row(begin);
-      for_columns<A>(columns, [=, &p](int64_t c, auto lanes) __attribute__((always_inline)) {
+      const auto fetch = [=](int64_t c, auto run) __attribute__((always_inline)) {
+        repeat<ROWS>([&](auto row) __attribute__((always_inline)) {
+          const Data at = first.at_row(row);
+          fetch_run_to_read<run>(at.x + c, read_ahead);
+          fetch_run_to_write<run>(at.y + c, write_ahead);
+        });
+      };
+      for_columns<A>(columns, fetch, [=, &p](int64_t c, auto lanes) __attribute__((always_inline)) {
         const Vector<A> mean = load(p.mean + c, Whole{}), scale = load(p.scale + c, Whole{});
         const Vector<A> bias = load(p.bias + c, Whole{});
         repeat<ROWS>([&](auto row) __attribute__((always_inline)) {
           const Data at = first.at_row(row);
-          fetch_to_read(at.x + c, read_ahead);
-          fetch_to_write(at.y + c, write_ahead);
           Vector<A> v = affine(Vector<A>(load(at.x + c, lanes) - mean), scale, bias);
           v = followed<FOLLOW, A>(v, at.residual, activation, c, lanes);
           store(at.y + c, v, lanes);

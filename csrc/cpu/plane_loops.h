@@ -43,14 +43,17 @@ TFN_INLINE int64_t rows_ahead(int64_t bytes, int64_t rows, int64_t width) {
 }
 
 // What follows  v = (x - mean) * scale + bias;  scale = rstd * weight. Signs: a ReLU whose signs forward has kept
-// (backward only). Anything: found out at run time.
-enum class Follow { Nothing, Relu, Signs, Anything };
+// (backward only). Silu: without a residual. Anything: found out at run time.
+enum class Follow { Nothing, Relu, Signs, Silu, Anything };
+template <Follow FOLLOW>
+constexpr bool kSmooth = FOLLOW == Follow::Silu || FOLLOW == Follow::Anything;  // there may be an exp or erf
 
 // f(std::integral_constant<Follow, follow>): the kernel for the usual cases, or the one that looks at run time.
 template <class F>
 TFN_INLINE auto by_follow(const PlaneNormForward& a, F f) {
   if (a.mask) return f(std::integral_constant<Follow, Follow::Anything>());
   if (a.activation == Activation::Relu) return f(std::integral_constant<Follow, Follow::Relu>());
+  if (a.activation == Activation::Silu && !a.residual) return f(std::integral_constant<Follow, Follow::Silu>());
   if (a.activation == Activation::None && !a.residual) return f(std::integral_constant<Follow, Follow::Nothing>());
   return f(std::integral_constant<Follow, Follow::Anything>());
 }
@@ -58,6 +61,7 @@ template <class F>
 TFN_INLINE auto by_follow(const PlaneNormBackward& a, F f) {
   if (a.mask) return f(std::integral_constant<Follow, Follow::Anything>());
   if (a.activation == Activation::None) return f(std::integral_constant<Follow, Follow::Nothing>());
+  if (a.activation == Activation::Silu && !a.residual) return f(std::integral_constant<Follow, Follow::Silu>());
   if (a.activation != Activation::Relu || (a.residual && !a.signs))
     return f(std::integral_constant<Follow, Follow::Anything>());
   if (a.signs) return f(std::integral_constant<Follow, Follow::Signs>());
@@ -81,19 +85,33 @@ TFN_INLINE Vector<A> counted(const uint8_t* mask, Vector<A> v, LANES lanes) {
   }
 }
 
+// Of paired elements: pair(c) for [c, c + 2 * kLanes), up to the last whole such ones, where it ends.
+template <class Fetch, class Pair>
+TFN_INLINE int64_t for_pairs(int64_t count, Fetch fetch, Pair pair) {
+  constexpr int64_t kStep = 2 * kLanes<float>;
+  int64_t c = 0;
+  for (; c + kRun<float> <= count; c += kRun<float>) {
+    fetch(c, kRun<float>);
+    for (int64_t i = 0; i < kRun<float>; i += kStep) pair(c + i);
+  }
+  if (c < count) fetch(c, kRun<float>);
+  for (; c + kStep <= count; c += kStep) pair(c);
+  return c;
+}
+
 // body(c, lanes) for all of `count` elements of type T that lie side by side; what the body touches is of that type.
-template <class T, class Body>
-TFN_INLINE void for_elements(int64_t count, Body body) {
+// fetch(c, count) as in for_columns; here and below.
+template <class T, class Fetch, class Body>
+TFN_INLINE void for_elements(int64_t count, Fetch fetch, Body body) {
   if constexpr (kPaired<T>) {
-    constexpr int64_t kStep = 2 * kLanes<float>;
-    int64_t c = 0;
-    for (; c + kStep <= count; c += kStep) {
+    const int64_t begin = for_pairs(count, fetch, [&](int64_t c) __attribute__((always_inline)) {
       body(c, Even{});
       body(c, Odd{});
-    }
-    for_columns<float>(count - c, [&](int64_t i, auto lanes) __attribute__((always_inline)) { body(c + i, lanes); });
+    });
+    for_columns<float>(count - begin,
+                       [&](int64_t c, auto lanes) __attribute__((always_inline)) { body(begin + c, lanes); });
   } else {
-    for_columns<Accumulator<T>>(count, body);
+    for_columns<Accumulator<T>>(count, fetch, body);
   }
 }
 
@@ -103,27 +121,29 @@ template <class A, int N>
 struct Values {
   Vector<A> of[N];
 };
-template <class T, int N, class Body>
-TFN_INLINE void write_elements(int64_t count, T* const (&outputs)[N], uint8_t* signs, Body body) {
+template <class T, int N, class Fetch, class Body>
+TFN_INLINE void write_elements(int64_t count, T* const (&outputs)[N], uint8_t* signs, Fetch fetch, Body body) {
   using A = Accumulator<T>;
-  int64_t begin = 0;
-  if constexpr (kPaired<T>) {
-    constexpr int64_t kStep = 2 * kLanes<float>;
-    for (; begin + kStep <= count; begin += kStep) {
-      const Values<A, N> even = body(begin, Even{}), odd = body(begin, Odd{});
-      repeat<N>([&](auto i) __attribute__((always_inline)) {
-        if (outputs[i]) store_pair(outputs[i] + begin, even.of[i], odd.of[i]);
-      });
-      if (signs) store_sign_pair(signs, begin, even.of[0], odd.of[0]);
-    }
-  }
-  for_columns<A>(count - begin, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
-    const Values<A, N> values = body(begin + c, lanes);
+  const auto write = [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+    const Values<A, N> values = body(c, lanes);
     repeat<N>([&](auto i) __attribute__((always_inline)) {
-      if (outputs[i]) store(outputs[i] + begin + c, values.of[i], lanes);
+      if (outputs[i]) store(outputs[i] + c, values.of[i], lanes);
     });
-    if (signs) store_signs<T>(signs, begin + c, values.of[0], lanes);
-  });
+    if (signs) store_signs<T>(signs, c, values.of[0], lanes);
+  };
+  if constexpr (kPaired<T>) {
+    const int64_t begin = for_pairs(count, fetch, [&](int64_t c) __attribute__((always_inline)) {
+      const Values<A, N> even = body(c, Even{}), odd = body(c, Odd{});
+      repeat<N>([&](auto i) __attribute__((always_inline)) {
+        if (outputs[i]) store_pair(outputs[i] + c, even.of[i], odd.of[i]);
+      });
+      if (signs) store_sign_pair(signs, c, even.of[0], odd.of[0]);
+    });
+    for_columns<A>(count - begin,
+                   [&](int64_t c, auto lanes) __attribute__((always_inline)) { write(begin + c, lanes); });
+  } else {
+    for_columns<A>(count, fetch, write);
+  }
 }
 
 // The signs of a run from element `skipped` on, or null.
@@ -135,6 +155,7 @@ TFN_INLINE BYTE* signs_of(BYTE* signs, int64_t run, int64_t elements, int64_t sk
 template <Follow FOLLOW, class A, class T, class LANES>
 TFN_INLINE Vector<A> followed(Vector<A> v, const T* residual, Activation activation, int64_t c, LANES lanes) {
   if constexpr (FOLLOW == Follow::Nothing) return v;
+  if constexpr (FOLLOW == Follow::Silu && std::is_same_v<A, float>) return silu(v);
   if (residual) v = v + load(residual + c, lanes);
   return FOLLOW == Follow::Relu ? relu(v) : activated<A>(activation, v);
 }
@@ -152,14 +173,16 @@ TFN_INLINE Vector<A> gradient(const T* grad_y, const T* residual, const uint8_t*
       return where_positive<T>(signs, c, g, activation == Activation::Relu ? Vector<A>{} : g * A(leaky_slope), lanes);
   Vector<A> v = affine(d, scale, bias);
   if constexpr (FOLLOW == Follow::Relu) return v > 0 ? g : Vector<A>{};
+  if constexpr (FOLLOW == Follow::Silu && std::is_same_v<A, float>) return g * silu_slope(v);
   if (residual) v = v + load(residual + c, lanes);
   return activation == Activation::None ? g : g * slope<A>(activation, v);
 }
 
 // totals[i] = sum over `segments` runs of `count` elements of what body(segment, c, lanes, sums) adds to sums[i]. As
 // sum_columns (row_loops.h), and as exact: chains and terms per lane run on from one segment to the next.
-template <class T, int SUMS, class Body>
-TFN_INLINE void sum_segments(int64_t segments, int64_t count, double (&totals)[SUMS], Body body) {
+// fetch(segment, c, count) as there.
+template <class T, int SUMS, class Fetch, class Body>
+TFN_INLINE void sum_segments(int64_t segments, int64_t count, double (&totals)[SUMS], Fetch fetch, Body body) {
   using A = Accumulator<T>;
   constexpr int64_t kStep = kLanes<A>, kChains = 4, kGroup = kChains * kStep, kTerms = 16;
   Doubles wide[SUMS] = {};
@@ -168,14 +191,17 @@ TFN_INLINE void sum_segments(int64_t segments, int64_t count, double (&totals)[S
   for (int64_t segment = 0; segment < segments; ++segment) {
     for (int64_t c = 0; c < count;) {
       const int64_t end = count - c < room * kGroup ? count : c + room * kGroup;
-      for (; c + kGroup <= end; c += kGroup, --room)
+      for (; c + kGroup <= end; c += kGroup, --room) {
+        fetch(segment, c, std::integral_constant<int64_t, kGroup>());
         repeat<kChains>([&](auto chain) __attribute__((always_inline)) {
           if constexpr (kPaired<T>)
             body(segment, c + chain / 2 * 2 * kStep, std::conditional_t<chain % 2 == 0, Even, Odd>{}, sums[chain]);
           else
             body(segment, c + chain * kStep, Whole{}, sums[chain]);
         });
+      }
       if (c < end) {
+        fetch(segment, c, std::integral_constant<int64_t, kGroup>());
         if constexpr (kPaired<T>)  // the same vectors as in for_elements
           if (c + 2 * kStep <= end) {
             body(segment, c, Even{}, sums[0]);

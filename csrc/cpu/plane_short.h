@@ -17,8 +17,9 @@ inline int64_t short_tile(const PlaneGeometry& g) { return g.spatial <= 64 ? kSh
 
 // totals[channel][i] = sum over samples of what body(plane, c, channel, lanes, sums) adds of element c of a plane,
 // planes counted from the tile's first; a lane adds up some 16 numbers before it goes over into double.
-template <class T, int SUMS, class Body>
-TFN_INLINE void sum_tile(const PlaneGeometry& g, int64_t samples, int64_t channels, double (*totals)[SUMS], Body body) {
+template <class T, int SUMS, class Fetch, class Body>
+TFN_INLINE void sum_tile(const PlaneGeometry& g, int64_t samples, int64_t channels, double (*totals)[SUMS], Fetch fetch,
+                         Body body) {
   using A = Accumulator<T>;
   Vector<A> sums[kShortTile][SUMS] = {};
   Doubles wide[kShortTile][SUMS] = {};
@@ -29,8 +30,9 @@ TFN_INLINE void sum_tile(const PlaneGeometry& g, int64_t samples, int64_t channe
       const int64_t plane = sample * g.channels + channel;
       Vector<A> s[SUMS];
       repeat<SUMS>([&](auto i) __attribute__((always_inline)) { s[i] = sums[channel][i]; });
-      for_elements<T>(g.spatial,
-                      [&](int64_t c, auto lanes) __attribute__((always_inline)) { body(plane, c, channel, lanes, s); });
+      for_elements<T>(
+          g.spatial, [&](int64_t c, auto run) __attribute__((always_inline)) { fetch(plane, c, run); },
+          [&](int64_t c, auto lanes) __attribute__((always_inline)) { body(plane, c, channel, lanes, s); });
       repeat<SUMS>([&](auto i) __attribute__((always_inline)) { sums[channel][i] = s[i]; });
     }
     if (--room > 0 && sample + 1 < samples) continue;
@@ -62,16 +64,18 @@ struct ShortForward {
     const int64_t ahead = g.channels * g.spatial * int64_t(sizeof(T));
     double sum[kShortTile][1], sums[kShortTile][2];
     A shift[kShortTile];
-    sum_tile<T>(g, shift_samples, channels, sum,
+    const auto nothing = [](int64_t, int64_t, auto) {};
+    const auto fetch = [=](int64_t plane, int64_t c, auto run) __attribute__((always_inline)) {
+      fetch_run_to_read<run>(x + plane * spatial + c, ahead);
+    };
+    sum_tile<T>(g, shift_samples, channels, sum, nothing,
                 [=](int64_t plane, int64_t c, int64_t, auto lanes, Vector<A>* s)
                     __attribute__((always_inline)) { s[0] += load(x + plane * spatial + c, lanes); });
     for (int64_t c = 0; c < channels; ++c) shift[c] = A(sum[c][0] / double(shift_samples * g.spatial));
-    sum_tile<T>(g, samples, channels, sums,
-                [&, x, ahead, spatial](int64_t plane, int64_t c, int64_t channel, auto lanes, Vector<A>* s)
+    sum_tile<T>(g, samples, channels, sums, fetch,
+                [&, x, spatial](int64_t plane, int64_t c, int64_t channel, auto lanes, Vector<A>* s)
                     __attribute__((always_inline)) {
-                      const T* const p = x + plane * spatial + c;
-                      fetch_to_read(p, ahead, lanes);
-                      const Vector<A> d = keep(load(p, lanes) - shift[channel], lanes);
+                      const Vector<A> d = keep(load(x + plane * spatial + c, lanes) - shift[channel], lanes);
                       s[0] += d;
                       s[1] += d * d;
                     });
@@ -99,9 +103,10 @@ struct ShortForward {
         const Vector<A> of_d = splat(scale[channel - tile.begin]);
         const Vector<A> bias = splat(static_cast<const A*>(call.bias)[channel]);
         uint8_t* const signs = signs_of<T>(a.signs, sample * g.channels + channel, g.spatial, 0);
-        write_elements<T>(g.spatial, {y}, signs,
+        const auto fetch = [=](int64_t c, auto run)
+                               __attribute__((always_inline)) { fetch_run_to_write<run>(y + c, kWriteAhead); };
+        write_elements<T>(g.spatial, {y}, signs, fetch,
                           [=, &a](int64_t c, auto lanes) __attribute__((always_inline)) -> Values<A, 1> {
-                            fetch_to_write(y + c, kWriteAhead, lanes);
                             const Vector<A> v = affine(Vector<A>(load(x + c, lanes) - mean), of_d, bias);
                             return {{followed<FOLLOW, A>(v, residual, a.activation, c, lanes)}};
                           });
@@ -146,13 +151,15 @@ struct ShortBackward {
     const int64_t spatial = g.spatial, run = sign_bytes(spatial, dtype_of<T>);
     const uint8_t* const signs = signs_of<T>(a.signs, tile.channels.begin, spatial, 0);
     const int64_t ahead = g.channels * spatial * int64_t(sizeof(T));
+    const auto fetch = [=](int64_t plane, int64_t c, auto elements) __attribute__((always_inline)) {
+      fetch_run_to_read<elements>(grad_y + plane * spatial + c, ahead);
+      fetch_run_to_read<elements>(x + plane * spatial + c, ahead);
+    };
     sum_tile<T>(
-        g, g.slab_samples, tile.channels.end - tile.channels.begin, totals,
-        [&, grad_y, x, residual, signs, ahead, spatial, run](int64_t plane, int64_t c, int64_t channel, auto lanes,
-                                                             Vector<A>* s) __attribute__((always_inline)) {
+        g, g.slab_samples, tile.channels.end - tile.channels.begin, totals, fetch,
+        [&, grad_y, x, residual, signs, spatial, run](int64_t plane, int64_t c, int64_t channel, auto lanes,
+                                                      Vector<A>* s) __attribute__((always_inline)) {
           const int64_t i = plane * spatial;
-          fetch_to_read(grad_y + i + c, ahead, lanes);
-          fetch_to_read(x + i + c, ahead, lanes);
           const Vector<A> d = load(x + i + c, lanes) - tile.mean[channel];
           const Vector<A> g =
               gradient<FOLLOW, A>(grad_y + i, residual ? residual + i : nullptr, signs ? signs + plane * run : nullptr,
@@ -178,14 +185,16 @@ struct ShortBackward {
         const A* const coefficients = static_cast<const A*>(call.coefficients) + 2 * channel;
         const Vector<A> mean = splat(tile.mean[i]), scale = splat(tile.scale[i]), bias = splat(tile.bias[i]);
         const Vector<A> of_d = splat(coefficients[0]), constant = splat(coefficients[1]);
+        const auto fetch = [=](int64_t c, auto run) __attribute__((always_inline)) {
+          if (grad_x) fetch_run_to_write<run>(grad_x + c, kWriteAhead);
+          if (grad_residual) fetch_run_to_write<run>(grad_residual + c, kWriteAhead);
+        };
         const auto gradients = [=, &a](int64_t c, auto lanes) __attribute__((always_inline)) -> Values<A, 2> {
-          fetch_to_write(grad_x, grad_x ? c * int64_t(sizeof(T)) + kWriteAhead : 0, lanes);
-          if (grad_residual) fetch_to_write(grad_residual + c, kWriteAhead, lanes);
           const Vector<A> d = load(x + c, lanes) - mean;
           const Vector<A> g = gradient<FOLLOW, A>(grad_y, residual, signs, d, scale, bias, a.activation, c, lanes);
           return {{g, plane_gradient(g, d, scale, of_d, constant)}};
         };
-        write_elements<T>(g.spatial, {grad_residual, grad_x}, nullptr, gradients);
+        write_elements<T>(g.spatial, {grad_residual, grad_x}, nullptr, fetch, gradients);
       }
   }
 

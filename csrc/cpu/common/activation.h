@@ -1,7 +1,7 @@
 // The activations of math/activation.h for vectors. Floats: exp by range reduction and its series, erf by a quotient of
 // polynomials, everything else from these (elu to 1 ulp, silu to 2.4, gelu to 3e-7 of max(1, |v|)); doubles: the C
-// library, lane by lane. Never inlined but for the ones without exp or erf: a call per vector is little beside them,
-// and there are few copies.
+// library, lane by lane. Inlined are the ones without exp or erf, and silu where a kernel is its own (Follow::Silu in
+// plane_loops.h); the others are a call per vector, so that there are few copies.
 #pragma once
 #include "../../math/activation.h"
 #include "vector.h"
@@ -13,15 +13,25 @@ TFN_INLINE V relu(V v) {
   return v < 0 ? V{} : v;
 }
 
-// exp(x) - 1 = scale * fraction + (scale - 1), scale = first * second, both powers of two: together they reach beyond
-// a float's exponents, where exp is 0, subnormal or infinity.
-struct ExpParts {
-  Floats first, second, fraction;
+// A NaN stays.
+TFN_INLINE Floats within(Floats x, float least, float most) {
+#if TFN_VECTOR_BYTES == 32
+  return (Floats)_mm256_min_ps((__m256)(Floats{} + most), _mm256_max_ps((__m256)(Floats{} + least), (__m256)x));
+#elif TFN_VECTOR_BYTES == 64
+  const __m512 low = (__m512)(Floats{} + least), high = (__m512)(Floats{} + most);
+  return (Floats)_mm512_maskz_min_ps(__mmask16(-1), high, _mm512_maskz_max_ps(__mmask16(-1), low, (__m512)x));
+#else
+  x = x < least ? Floats{} + least : x;
+  return x > most ? Floats{} + most : x;
+#endif
+}
+
+// x = n ln 2 + r, exp(r) = 1 + fraction; the last bits of `shifted` are those of the integer n.
+struct Reduced {
+  Floats shifted, fraction;
 };
-TFN_INLINE ExpParts exp_parts(Floats x) {
-  x = x < -104.0f ? Floats{} - 104.0f : x;
-  x = x > 89.0f ? Floats{} + 89.0f : x;
-  const Floats shifted = x * 1.44269504088896f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer, in the last bits
+TFN_INLINE Reduced reduced(Floats x) {
+  const Floats shifted = x * 1.44269504088896f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer
   const Floats n = shifted - 12582912.0f;
   const Floats r = x - n * 0.693145751953125f - n * 1.428606765330187e-6f;  // ln 2 in two parts
   Floats p = r * (1.0f / 5040) + (1.0f / 720);
@@ -29,8 +39,17 @@ TFN_INLINE ExpParts exp_parts(Floats x) {
   p = p * r + (1.0f / 24);
   p = p * r + (1.0f / 6);
   p = p * r + 0.5f;
+  return {shifted, p * r * r + r};
+}
+// exp(x) - 1 = scale * fraction + (scale - 1), scale = first * second, both powers of two: together they reach beyond
+// a float's exponents, where exp is 0, subnormal or infinity.
+struct ExpParts {
+  Floats first, second, fraction;
+};
+TFN_INLINE ExpParts exp_parts(Floats x) {
+  const auto [shifted, fraction] = reduced(within(x, -104.0f, 89.0f));
   const Ints power = (Ints)shifted - 0x4b400000, half = power >> 1;
-  return {(Floats)((half + 127) << 23), (Floats)((power - half + 127) << 23), p * r * r + r};
+  return {(Floats)((half + 127) << 23), (Floats)((power - half + 127) << 23), fraction};
 }
 TFN_INLINE Floats exponential(Floats x) {
   const ExpParts parts = exp_parts(x);
@@ -40,6 +59,11 @@ TFN_INLINE Floats exponential_minus_one(Floats x) {
   const ExpParts parts = exp_parts(x);
   const Floats scale = parts.first * parts.second;
   return scale * parts.fraction + (scale - 1.0f);
+}
+// 1 + exp(x): infinity where n is 128; where exp has no exponent of its own any more, 1.
+TFN_INLINE Floats one_plus_exponential(Floats x) {
+  const auto [shifted, fraction] = reduced(within(x, -87.0f, 89.0f));
+  return (fraction + 1.0f) * (Floats)(((Ints)shifted << 23) + (127 << 23)) + 1.0f;
 }
 // A quotient of polynomials, good to some 2e-7 of the value; 1 beyond 4 to within a float's rounding.
 TFN_INLINE Floats error_function(Floats x) {
@@ -69,9 +93,20 @@ TFN_INLINE Doubles exponential(Doubles v) { return each<::exp>(v); }
 TFN_INLINE Doubles exponential_minus_one(Doubles v) { return each<::expm1>(v); }
 TFN_INLINE Doubles error_function(Doubles v) { return each<::erf>(v); }
 
+TFN_INLINE Doubles one_plus_exponential(Doubles v) { return exponential(v) + 1; }
+
 template <class V>
 TFN_INLINE V logistic(V v) {
-  return 1 / (exponential(-v) + 1);
+  return 1 / one_plus_exponential(-v);
+}
+template <class V>
+TFN_INLINE V silu(V v) {
+  return v / one_plus_exponential(-v);
+}
+template <class V>
+TFN_INLINE V silu_slope(V v) {
+  const V s = logistic(v);
+  return s * (v * (1 - s) + 1);
 }
 // (1 + tanh(u)) / 2 = logistic(2 u)
 template <class V, class A>
@@ -89,7 +124,7 @@ __attribute__((noinline)) V activate_smooth(Activation activation, V v, A one) {
     case Activation::Elu:
       return v > 0 ? v : exponential_minus_one(v);
     case Activation::Silu:
-      return v / (exponential(-v) + 1);
+      return silu(v);
     case Activation::Gelu:
       return v * normal_distribution(v, one);
     default:
@@ -102,10 +137,8 @@ __attribute__((noinline)) V slope_of_smooth(Activation activation, V v, A one) {
   switch (activation) {
     case Activation::Elu:
       return v > 0 ? V{} + one : exponential(v);
-    case Activation::Silu: {
-      const V s = logistic(v);
-      return s * (v * (1 - s) + 1);
-    }
+    case Activation::Silu:
+      return silu_slope(v);
     case Activation::Gelu:
       return normal_distribution(v, one) + v * A(inverse_sqrt_two_pi) * exponential(V(v * v * A(-0.5)));
     default: {

@@ -15,16 +15,18 @@ TFN_INLINE void for_columns(int64_t cols, Body body) {
 
 // The same, with fetch(c, count) before every `count` elements, which is a constant: cache lines come whole, and must not
 // be asked for with every vector in them.
+template <class A>
+constexpr std::integral_constant<int64_t, 128 / int64_t(sizeof(A))> kRun;
+
 template <class A, class Fetch, class Body>
 TFN_INLINE void for_columns(int64_t cols, Fetch fetch, Body body) {
-  constexpr int64_t kStep = kLanes<A>, kRun = 128 / int64_t(sizeof(A));
-  constexpr std::integral_constant<int64_t, kRun> run;
+  constexpr int64_t kStep = kLanes<A>;
   int64_t c = 0;
-  for (; c + kRun <= cols; c += kRun) {
-    fetch(c, run);
-    for (int64_t i = 0; i < kRun; i += kStep) body(c + i, Whole{});
+  for (; c + kRun<A> <= cols; c += kRun<A>) {
+    fetch(c, kRun<A>);
+    for (int64_t i = 0; i < kRun<A>; i += kStep) body(c + i, Whole{});
   }
-  if (c < cols) fetch(c, run);
+  if (c < cols) fetch(c, kRun<A>);
   for (; c + kStep <= cols; c += kStep) body(c, Whole{});
   if (c < cols) body(c, Part{cols - c});
 }

@@ -81,8 +81,15 @@ TFN_INLINE void store_signs(uint8_t* signs, int64_t c, Vector<A> v, LANES lanes)
     for (int64_t i = 0; i * of_byte < lanes.count; ++i) to[i] = uint8_t(word >> 8 * i);
   }
 }
-#if TFN_VECTOR_BYTES == 64
 // Of bfloat16, see kPaired.
+#if TFN_VECTOR_BYTES == 32
+TFN_INLINE void store_sign_pair(uint8_t* signs, int64_t c, Floats even, Floats odd) {
+  const __m256i positive = _mm256_blend_epi16((__m256i)(even > 0), (__m256i)(odd > 0), 0xaa);
+  const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(positive), _mm256_extracti128_si256(positive, 1));
+  const auto word = uint16_t(_mm_movemask_epi8(bytes));
+  std::memcpy(signs + c / kSigned<BFloat16>, &word, sizeof word);
+}
+#elif TFN_VECTOR_BYTES == 64
 TFN_INLINE void store_sign_pair(uint8_t* signs, int64_t c, Floats even, Floats odd) {
   const uint32_t word =
       _pdep_u32(positive_lanes<float>(even), 0x55555555u) | _pdep_u32(positive_lanes<float>(odd), 0xaaaaaaaau);

@@ -43,7 +43,7 @@ struct Part {
 struct Even {};
 struct Odd {};
 template <class T>
-constexpr bool kPaired = TFN_VECTOR_BYTES == 64 && std::is_same_v<T, BFloat16>;
+constexpr bool kPaired = TFN_VECTOR_BYTES >= 32 && std::is_same_v<T, BFloat16>;
 
 template <class A>
 TFN_INLINE Vector<A> splat(A value) {
@@ -202,22 +202,14 @@ TFN_INLINE Floats load(const BFloat16* p, LANES lanes) {
   return widen(BFloat16(), load_bits<Shorts>(p, lanes));
 }
 
-#if TFN_VECTOR_BYTES == 64
 TFN_INLINE Floats load(const BFloat16* p, Even) { return (Floats)(load_bits<Words>(p, Whole{}) << 16); }
 TFN_INLINE Floats load(const BFloat16* p, Odd) { return (Floats)(load_bits<Words>(p, Whole{}) & 0xffff0000u); }
-TFN_INLINE void store(BFloat16* p, Floats v, Even) {
-  _mm512_mask_storeu_epi16(p, 0x55555555u, (__m512i)(round_to_upper_half(v) >> 16));
-}
-TFN_INLINE void store(BFloat16* p, Floats v, Odd) {
-  _mm512_mask_storeu_epi16(p, 0xaaaaaaaau, (__m512i)round_to_upper_half(v));
-}
 // Both at once. Their loads come before this store, too: those of the second half must not wait for a store that the
 // processor takes to be to their address (it compares the lower twelve bits).
 TFN_INLINE void store_pair(BFloat16* p, Floats even, Floats odd) {
   const Words low = round_to_upper_half(even) >> 16, high = round_to_upper_half(odd) & 0xffff0000u;
   store_bits(p, low | high, Whole{});
 }
-#endif
 
 template <class LANES>
 TFN_INLINE void store(float* p, Floats v, LANES lanes) {
@@ -282,17 +274,12 @@ TFN_INLINE V rounded(V v) {
   return v;
 }
 
-// Brings the cache line of an element near, to read it or to write it. Any address will do. Odd{} follows Even{}, which
-// has done so.
-template <class LANES = Whole>
-TFN_INLINE void fetch_to_read(const void* p, int64_t bytes_ahead, LANES = {}) {
-  if constexpr (!std::is_same_v<LANES, Odd>)
-    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + uintptr_t(bytes_ahead)), 0);
+// Brings the cache line of an element near, to read it or to write it. Any address will do.
+TFN_INLINE void fetch_to_read(const void* p, int64_t bytes_ahead) {
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + uintptr_t(bytes_ahead)), 0);
 }
-template <class LANES = Whole>
-TFN_INLINE void fetch_to_write(const void* p, int64_t bytes_ahead, LANES = {}) {
-  if constexpr (!std::is_same_v<LANES, Odd>)
-    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + uintptr_t(bytes_ahead)), 1);
+TFN_INLINE void fetch_to_write(const void* p, int64_t bytes_ahead) {
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + uintptr_t(bytes_ahead)), 1);
 }
 
 // The same for all lines of COUNT elements.
