@@ -84,6 +84,65 @@ TFN_INLINE void store_bits(void* p, V v, Part lanes) {
   else
     _mm512_mask_storeu_epi64(p, __mmask8(mask), (__m512i)v);
 }
+#elif TFN_VECTOR_BYTES == 32
+// There are no masks for 16 bits, and stores under a mask are slow on some processors: pieces of 2 to 16 bytes, whose
+// branches fall alike from run to run.
+template <class V>
+TFN_INLINE V load_bits(const void* p, Part lanes) {
+  if constexpr (sizeof(V) == 16) {
+    const auto* bytes = static_cast<const char*>(p) + (lanes.count & 4) * 2;
+    uint64_t rest = 0, first = 0;
+    uint32_t pair;
+    uint16_t last;
+    if (lanes.count & 1) {
+      std::memcpy(&last, bytes + (lanes.count & 2) * 2, sizeof last);
+      rest = last;
+    }
+    if (lanes.count & 2) {
+      std::memcpy(&pair, bytes, sizeof pair);
+      rest = rest << 32 | pair;
+    }
+    if (lanes.count & 4) {
+      std::memcpy(&first, p, sizeof first);
+      return (V)_mm_set_epi64x(int64_t(rest), int64_t(first));
+    }
+    return (V)_mm_set_epi64x(0, int64_t(rest));
+  } else if constexpr (sizeof(V{}[0]) == 4) {
+    const Ints index = {0, 1, 2, 3, 4, 5, 6, 7};
+    return (V)_mm256_maskload_epi32(static_cast<const int*>(p), (__m256i)(index < int32_t(lanes.count)));
+  } else {
+    const Longs index = {0, 1, 2, 3};
+    return (V)_mm256_maskload_epi64(static_cast<const long long*>(p), (__m256i)(index < lanes.count));
+  }
+}
+template <class V>
+TFN_INLINE void store_bits(void* p, V v, Part lanes) {
+  auto* bytes = static_cast<char*>(p);
+  const int64_t left = lanes.count * int64_t(sizeof(v[0]));
+  __m128i piece;
+  if constexpr (sizeof(V) == 16) {
+    piece = (__m128i)v;
+  } else {
+    piece = _mm256_castsi256_si128((__m256i)v);
+    if (left & 16) {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(bytes), piece);
+      bytes += 16;
+      piece = _mm256_extracti128_si256((__m256i)v, 1);
+    }
+  }
+  uint64_t bits = uint64_t(_mm_cvtsi128_si64(piece));
+  if (left & 8) {
+    std::memcpy(bytes, &bits, 8);
+    bytes += 8;
+    bits = uint64_t(_mm_extract_epi64(piece, 1));
+  }
+  if (left & 4) {
+    std::memcpy(bytes, &bits, 4);
+    bytes += 4;
+    bits >>= 32;
+  }
+  if (left & 2) std::memcpy(bytes, &bits, 2);
+}
 #else
 template <class V>
 TFN_INLINE V load_bits(const void* p, Part lanes) {
