@@ -250,7 +250,7 @@ struct RowBackward {
       for (; row < end; row += kShortGroup)
         short_group(a, row, end - row < kShortGroup ? end - row : kShortGroup, parameter, of_weight, of_bias);
     const bool usual = of_weight && a.grad_h && !a.grad_x && !converts(a);
-    if (usual && grouped<H>(a.cols)) {
+    if (usual && grouped<H>(a.cols, kBackwardGroup)) {
       const auto several = a.grad_sum ? group<kBackwardGroup, true> : group<kBackwardGroup, false>;
       for (; row + kBackwardGroup <= end; row += kBackwardGroup) several(a, row, parameter, of_weight, of_bias);
     }

@@ -272,7 +272,7 @@ struct RowForward {
         short_group(a, row, end - row < kShortGroup ? end - row : kShortGroup, add, weight, bias);
       return;
     }
-    if (!converts(a) && grouped<H>(a.cols))
+    if (!converts(a) && grouped<H>(a.cols, kForwardGroup))
       for (; row + kForwardGroup <= end; row += kForwardGroup) group<kForwardGroup>(a, row, add, weight, bias);
     for (; row < end; ++row) group<1>(a, row, add, weight, bias);
   }

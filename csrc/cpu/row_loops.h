@@ -14,21 +14,22 @@ namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET {
 constexpr int kForwardGroup = 4, kBackwardGroup = TFN_VECTOR_BYTES == 64 ? 4 : 2;
 
 template <class H>
-TFN_INLINE bool grouped(int64_t cols) {
+TFN_INLINE bool grouped(int64_t cols, int64_t rows) {
   const int64_t bytes = cols * int64_t(sizeof(H));
-  return sizeof(H) == 2 || (bytes >= 3 << 12 && bytes <= 1 << 16);
+  return sizeof(H) == 2 || (bytes >= 3 << 12 && bytes * rows <= 1 << 18);
 }
 
 // Outputs are fetched while the inputs are first read: a store that misses the cache would hold up all later ones.
 // The next rows are fetched while the last pass runs over these. Not if a row is more than this many bytes, which would
-// be gone before they are needed: outputs are then fetched as they are written, so many bytes ahead.
+// be gone before they are needed: outputs are then fetched as they are written, so many bytes ahead. Of short rows more
+// than the next group is fetched ahead.
 constexpr int64_t kFetchBytes = 1 << 18, kOutputAhead = 4096, kLeastAhead = 2048;
 template <class T>
 TFN_INLINE int64_t output_ahead(int64_t cols) {
   return cols * int64_t(sizeof(T)) > kFetchBytes ? kOutputAhead : 0;
 }
 
-// Bytes from a row of a matrix to the one `rows` rows on, to fetch it; 0 where there is none or it is too much.
+// Bytes from a row of a matrix to the one `rows` rows on, or as many as make kLeastAhead, to fetch it; 0 where there is none or it is too much.
 template <class T>
 TFN_INLINE int64_t bytes_ahead(const RowLayout& layout, int64_t row, int64_t rows, int64_t all_rows, int64_t cols) {
   const int64_t least = cols > 0 ? kLeastAhead / (cols * int64_t(sizeof(T))) : 0;

@@ -266,6 +266,18 @@ TFN_INLINE Floats load(const BFloat16* p, Odd) { return (Floats)(load_bits<Words
 // Both at once. Their loads come before this store, too: those of the second half must not wait for a store that the
 // processor takes to be to their address (it compares the lower twelve bits).
 TFN_INLINE void store_pair(BFloat16* p, Floats even, Floats odd) {
+#if TFN_VECTOR_BYTES == 32
+  // As round_to_upper_half, for both at once: up where the lower half, plus the last bit kept, is above 0x8000, but not
+  // beyond a NaN whose bits are all ones.
+  const __m256i of_even = (__m256i)even, of_odd = (__m256i)odd;
+  const __m256i upper = _mm256_blend_epi16(_mm256_srli_epi32(of_even, 16), of_odd, 0xaa);
+  const __m256i lower = _mm256_blend_epi16(of_even, _mm256_slli_epi32(of_odd, 16), 0xaa);
+  const __m256i one = _mm256_set1_epi16(1), sign = _mm256_set1_epi16(int16_t(0x8000));
+  const __m256i beyond = _mm256_subs_epu16(_mm256_adds_epu16(lower, _mm256_and_si256(upper, one)), sign);
+  const __m256i room = _mm256_xor_si256(_mm256_or_si256(upper, sign), _mm256_set1_epi16(-1));
+  const __m256i up = _mm256_min_epu16(_mm256_min_epu16(beyond, one), room);
+  return _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_add_epi16(upper, up));
+#endif
   const Words low = round_to_upper_half(even) >> 16, high = round_to_upper_half(odd) & 0xffff0000u;
   store_bits(p, low | high, Whole{});
 }
