@@ -65,9 +65,8 @@ struct ShortForward {
     double sum[kShortTile][1], sums[kShortTile][2];
     A shift[kShortTile];
     const auto nothing = [](int64_t, int64_t, auto) {};
-    const auto fetch = [=](int64_t plane, int64_t c, auto run) __attribute__((always_inline)) {
-      fetch_run_to_read<run>(x + plane * spatial + c, ahead);
-    };
+    const auto fetch = [=](int64_t plane, int64_t c, auto run)
+                           __attribute__((always_inline)) { fetch_run_to_read<run>(x + plane * spatial + c, ahead); };
     sum_tile<T>(g, shift_samples, channels, sum, nothing,
                 [=](int64_t plane, int64_t c, int64_t, auto lanes, Vector<A>* s)
                     __attribute__((always_inline)) { s[0] += load(x + plane * spatial + c, lanes); });
@@ -155,18 +154,17 @@ struct ShortBackward {
       fetch_run_to_read<elements>(grad_y + plane * spatial + c, ahead);
       fetch_run_to_read<elements>(x + plane * spatial + c, ahead);
     };
-    sum_tile<T>(
-        g, g.slab_samples, tile.channels.end - tile.channels.begin, totals, fetch,
-        [&, grad_y, x, residual, signs, spatial, run](int64_t plane, int64_t c, int64_t channel, auto lanes,
-                                                      Vector<A>* s) __attribute__((always_inline)) {
-          const int64_t i = plane * spatial;
-          const Vector<A> d = load(x + i + c, lanes) - tile.mean[channel];
-          const Vector<A> g =
-              gradient<FOLLOW, A>(grad_y + i, residual ? residual + i : nullptr, signs ? signs + plane * run : nullptr,
-                                  d, splat(tile.scale[channel]), splat(tile.bias[channel]), a.activation, c, lanes);
-          s[0] += g;
-          s[1] += g * d;
-        });
+    sum_tile<T>(g, g.slab_samples, tile.channels.end - tile.channels.begin, totals, fetch,
+                [&, grad_y, x, residual, signs, spatial, run](int64_t plane, int64_t c, int64_t channel, auto lanes,
+                                                              Vector<A>* s) __attribute__((always_inline)) {
+                  const int64_t i = plane * spatial;
+                  const Vector<A> d = load(x + i + c, lanes) - tile.mean[channel];
+                  const Vector<A> g = gradient<FOLLOW, A>(
+                      grad_y + i, residual ? residual + i : nullptr, signs ? signs + plane * run : nullptr, d,
+                      splat(tile.scale[channel]), splat(tile.bias[channel]), a.activation, c, lanes);
+                  s[0] += g;
+                  s[1] += g * d;
+                });
   }
 
   template <Follow FOLLOW>

@@ -220,7 +220,8 @@ struct RowBackward {
       mean[i] = mean_of(a, at);
     }
     if (a.grad_h)
-      for (int64_t b = 0; b < rows * a.cols * int64_t(sizeof(H)); b += 64) fetch_to_write(grad_h_block(a, row, span), b);
+      for (int64_t b = 0; b < rows * a.cols * int64_t(sizeof(H)); b += 64)
+        fetch_to_write(grad_h_block(a, row, span), b);
     Four totals[1 + CENTERED];
     sum_short_rows<A>(a.cols, totals, [&](int64_t c, auto lanes, auto i, Vector<A>* s) __attribute__((always_inline)) {
       const Vector<A> g = load(grad_y[i] + c, lanes) * load(weight + c, lanes);

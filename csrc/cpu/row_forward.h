@@ -2,7 +2,8 @@
 //
 // Memory: x (and residual) are read once; the later passes over a row find it in cache: sum (LayerNorm), centred
 // squares, normalise and store. The residual add happens while a block of h is first read. Where rows are taken four
-// at a time (row_loops.h, row_short.h), their chains of dependent operations overlap, and weight and bias are loaded once for all.
+// at a time (row_loops.h, row_short.h), their chains of dependent operations overlap, and weight and bias are loaded
+// once for all.
 //
 // Statistics: a block's mean first, then sums of d = h - mean and of d * d. sum(d), zero but for the rounding of the
 // mean, corrects both (the corrected two-pass algorithm; Chan, Golub, LeVeque 1983), so a constant row has variance
@@ -252,8 +253,8 @@ struct RowForward {
   static __attribute__((noinline)) void short_group(const RowNormForward& a, int64_t row, int64_t rows, Add add,
                                                     ParameterBlock<A>& weight, ParameterBlock<A>& bias) {
     const Span span = block_span(0, a.cols);
-    const H* h[kShortGroup];
-    for (int i = 0; i < kShortGroup; ++i) h[i] = i < rows ? block_of_h<H>(a, add, row + i, span) : h[0];
+    const H* h[kShortGroup] = {block_of_h<H>(a, add, row, span)};
+    for (int i = 1; i < kShortGroup; ++i) h[i] = i < rows ? block_of_h<H>(a, add, row + i, span) : h[0];
     const Output y = output_of(a, row, span);
     for (int64_t b = 0; b < rows * a.cols * y.size; b += 64) fetch_to_write(y.block, b);
     Statistics<A> statistics[kShortGroup];

@@ -29,7 +29,8 @@ TFN_INLINE int64_t output_ahead(int64_t cols) {
   return cols * int64_t(sizeof(T)) > kFetchBytes ? kOutputAhead : 0;
 }
 
-// Bytes from a row of a matrix to the one `rows` rows on, or as many as make kLeastAhead, to fetch it; 0 where there is none or it is too much.
+// Bytes from a row of a matrix to the one `rows` rows on, or as many as make kLeastAhead, to fetch it; 0 where there is
+// none or it is too much.
 template <class T>
 TFN_INLINE int64_t bytes_ahead(const RowLayout& layout, int64_t row, int64_t rows, int64_t all_rows, int64_t cols) {
   const int64_t least = cols > 0 ? kLeastAhead / (cols * int64_t(sizeof(T))) : 0;

@@ -22,7 +22,7 @@ struct Chunks {
 };
 Chunks chunks_of(int64_t rows) {
   const int64_t even = (rows + kMostChunks - 1) / kMostChunks;
-  const int64_t per_chunk = std::max(kLeastRows, (even + 3) / 4 * 4);            // the kernels take four rows at a time
+  const int64_t per_chunk = std::max(kLeastRows, (even + 3) / 4 * 4);  // the kernels take up to four at a time
   return {per_chunk, std::max<int64_t>(1, (rows + per_chunk - 1) / per_chunk)};  // none: one empty chunk, zeros
 }
 

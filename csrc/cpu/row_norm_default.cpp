@@ -2,6 +2,9 @@
 #include "../math/row_layout.h"
 #include "row_kernels.h"
 
+// How vectors of four doubles (row_short.h) are returned does not matter: their functions are always inlined.
+#pragma GCC diagnostic ignored "-Wpsabi"
+
 #define TFN_INSTRUCTION_SET default_set
 #define TFN_VECTOR_BYTES 16
 #include "row_backward.h"

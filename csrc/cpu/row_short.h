@@ -53,15 +53,15 @@ TFN_INLINE void sum_short_rows(int64_t cols, Four (&totals)[SUMS], Body body) {
     Vector<A> sums[SUMS][kShortGroup];
     repeat<SUMS * kShortGroup>(
         [&](auto i) __attribute__((always_inline)) { sums[i / kShortGroup][i % kShortGroup] = Vector<A>{}; });
-    for_columns<A>(cols - begin < kStrip ? cols - begin : kStrip, [&](int64_t c, auto lanes)
-                                                                      __attribute__((always_inline)) {
-      repeat<kShortGroup>([&](auto row) __attribute__((always_inline)) {
-        Vector<A> of_row[SUMS];
-        repeat<SUMS>([&](auto i) __attribute__((always_inline)) { of_row[i] = sums[i][row]; });
-        body(begin + c, lanes, row, of_row);
-        repeat<SUMS>([&](auto i) __attribute__((always_inline)) { sums[i][row] = of_row[i]; });
-      });
-    });
+    for_columns<A>(cols - begin < kStrip ? cols - begin : kStrip,
+                   [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+                     repeat<kShortGroup>([&](auto row) __attribute__((always_inline)) {
+                       Vector<A> of_row[SUMS];
+                       repeat<SUMS>([&](auto i) __attribute__((always_inline)) { of_row[i] = sums[i][row]; });
+                       body(begin + c, lanes, row, of_row);
+                       repeat<SUMS>([&](auto i) __attribute__((always_inline)) { sums[i][row] = of_row[i]; });
+                     });
+                   });
     repeat<SUMS>([&](auto i) __attribute__((always_inline)) { totals[i] += totals_of(sums[i]); });
   }
 }

@@ -13,11 +13,10 @@ TFN_INLINE void for_columns(int64_t cols, Body body) {
   if (c < cols) body(c, Part{cols - c});
 }
 
-// The same, with fetch(c, count) before every `count` elements, which is a constant: cache lines come whole, and must not
-// be asked for with every vector in them.
+// The same, with fetch(c, kRun) before every run of kRun elements: cache lines come whole, and must not be asked for
+// with every vector in them.
 template <class A>
 constexpr std::integral_constant<int64_t, 128 / int64_t(sizeof(A))> kRun;
-
 template <class A, class Fetch, class Body>
 TFN_INLINE void for_columns(int64_t cols, Fetch fetch, Body body) {
   constexpr int64_t kStep = kLanes<A>;

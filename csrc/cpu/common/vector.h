@@ -183,7 +183,9 @@ TFN_INLINE Words round_to_upper_half(Floats v) {
   return bits + (v == v ? ((bits >> 16) & 1) + 0x7fff : Words{});
 }
 #if TFN_VECTOR_BYTES == 32
-TFN_INLINE Floats widen(BFloat16, Shorts bits) { return (Floats)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)bits), 16); }
+TFN_INLINE Floats widen(BFloat16, Shorts bits) {
+  return (Floats)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)bits), 16);
+}
 TFN_INLINE Shorts narrow(BFloat16, Floats v) {
   const __m256i upper = (__m256i)(round_to_upper_half(v) >> 16);
   return (Shorts)_mm_packus_epi32(_mm256_castsi256_si128(upper), _mm256_extracti128_si256(upper, 1));
@@ -276,10 +278,11 @@ TFN_INLINE void store_pair(BFloat16* p, Floats even, Floats odd) {
   const __m256i beyond = _mm256_subs_epu16(_mm256_adds_epu16(lower, _mm256_and_si256(upper, one)), sign);
   const __m256i room = _mm256_xor_si256(_mm256_or_si256(upper, sign), _mm256_set1_epi16(-1));
   const __m256i up = _mm256_min_epu16(_mm256_min_epu16(beyond, one), room);
-  return _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_add_epi16(upper, up));
-#endif
+  store_bits(p, _mm256_add_epi16(upper, up), Whole{});
+#else
   const Words low = round_to_upper_half(even) >> 16, high = round_to_upper_half(odd) & 0xffff0000u;
   store_bits(p, low | high, Whole{});
+#endif
 }
 
 template <class LANES>
