@@ -77,7 +77,7 @@ def test_committed_results_load(path):
     assert [results.cell_record(cell)["sizes"] for cell in cells] == [cell["sizes"] for cell in old.get("cells", ())]
     for cell, record in zip(cells, old.get("cells", ()), strict=True):
         first = record["candidates"][0]
-        if "median_seconds" in first:
+        if len(first["seconds"]) > 1:
             assert cell.ours.median == first["median_seconds"] and cell.ours.spread == first["spread"]
     if "schema" not in old:
         assert len(found["calls"]) == 2 * len(old["latency"])

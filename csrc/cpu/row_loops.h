@@ -33,15 +33,15 @@ TFN_INLINE int64_t output_ahead(int64_t cols) {
 // none or it is too much.
 template <class T>
 TFN_INLINE int64_t bytes_ahead(const RowLayout& layout, int64_t row, int64_t rows, int64_t all_rows, int64_t cols) {
-  const int64_t least = cols > 0 ? kLeastAhead / (cols * int64_t(sizeof(T))) : 0;
-  if (rows < least) rows = least;
-  if (row + 2 * rows > all_rows || rows * cols * int64_t(sizeof(T)) > kFetchBytes) return 0;
+  const int64_t bytes = cols * int64_t(sizeof(T));
+  if (bytes > 0 && rows * bytes < kLeastAhead) rows = kLeastAhead / bytes;  // long rows are spared the division
+  if (row + 2 * rows > all_rows || rows * bytes > kFetchBytes) return 0;
   return (row_offset(layout, row + rows) - row_offset(layout, row)) * int64_t(sizeof(T));
 }
 
 // totals[i] = sum over the columns of what body(column, lanes, sums) adds to sums[i]. Four chains of vectors at a
 // time, each lane of a chain adding at most 16 terms before it goes over into double: the rounding error stays that
-// of a short sum, and squares of values up to 1e18 stay finite.
+// of a short sum, and squares of values up to 1e18 stay finite. fetch(column, count) comes before every four vectors.
 template <class A, int SUMS, class Fetch, class Body>
 TFN_INLINE void sum_columns(int64_t cols, double (&totals)[SUMS], Fetch fetch, Body body) {
   constexpr int64_t kStep = kLanes<A>, kChains = 4, kStrip = 16 * kChains * kStep;
