@@ -22,8 +22,8 @@ TFN_INLINE bool grouped(int64_t cols, int64_t rows) {
 // Outputs are fetched while the inputs are first read: a store that misses the cache would hold up all later ones.
 // The next rows are fetched while the last pass runs over these. Not if a row is more than this many bytes, which would
 // be gone before they are needed: outputs are then fetched as they are written, so many bytes ahead. Of short rows more
-// than the next group is fetched ahead.
-constexpr int64_t kFetchBytes = 1 << 18, kOutputAhead = 4096, kLeastAhead = 2048;
+// than the next group is fetched ahead (of the second-level cache more, kFetchLevel in common/vector.h).
+constexpr int64_t kFetchBytes = 1 << 18, kOutputAhead = 4096, kLeastAhead = TFN_VECTOR_BYTES == 64 ? 4096 : 2048;
 template <class T>
 TFN_INLINE int64_t output_ahead(int64_t cols) {
   return cols * int64_t(sizeof(T)) > kFetchBytes ? kOutputAhead : 0;
