@@ -1,8 +1,11 @@
 // The CPU backend's table, and the choice of instruction set: the best this machine runs, made once, at the first
 // call. The environment variable TORCHFASTNORM_CPU_CAPABILITY (default, avx2 or avx512) lowers it, for tests and for
-// bisecting; a set that the machine lacks is never chosen.
+// bisecting; a set that the machine lacks is never chosen. TORCHFASTNORM_CPU_CACHE_BYTES stands for the size of the
+// last cache.
 #include "../interface/backend.h"
 
+#include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
@@ -57,6 +60,18 @@ Kernels choose() {
   return {default_set::row_kernels, default_set::plane_kernels, default_set::whitening_kernels};
 }
 
+// As Linux says, of the first processor; where nothing does, more than there can be. (sysconf counts the caches of all
+// processors of a socket, of which a virtual machine may have two.)
+int64_t last_cache_bytes() {
+  long long size = 0;
+  if (const char* wanted = std::getenv("TORCHFASTNORM_CPU_CACHE_BYTES")) return std::atoll(wanted);
+  if (std::FILE* file = std::fopen("/sys/devices/system/cpu/cpu0/cache/index3/size", "r")) {
+    if (std::fscanf(file, "%lldK", &size) != 1) size = 0;
+    std::fclose(file);
+  }
+  return size > 0 ? int64_t(size) << 10 : INT64_MAX;
+}
+
 const Kernels& chosen() {
   static const Kernels kernels = choose();
   return kernels;
@@ -67,6 +82,11 @@ const Kernels& chosen() {
 const RowKernels& row_kernels() { return chosen().row; }
 const PlaneKernels& plane_kernels() { return chosen().plane; }
 const WhiteningKernels& whitening_kernels() { return chosen().whitening; }
+
+bool exceeds_caches(int64_t bytes) {
+  static const int64_t last_cache = last_cache_bytes();
+  return bytes > last_cache;
+}
 
 const char* capability() { return row_kernels().capability; }
 

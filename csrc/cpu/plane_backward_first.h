@@ -18,6 +18,8 @@ struct FirstBackward {
   using A = Accumulator<T>;
   using Call = PlaneBackwardCall;
 
+  static TFN_INLINE bool goes_past(const Call& call) { return kStoresPast && call.past; }
+
   // What a kernel needs to know of a channel, and where its data begin.
   struct Channel {
     const T *grad_y, *x, *residual;
@@ -65,11 +67,13 @@ struct FirstBackward {
     const int64_t stride = block.stride, mask_stride = block.mask_stride;
     const bool scattered = call.geometry.batch && call.geometry.spatial * int64_t(sizeof(T)) <= kShortPlane;
     const int64_t ahead = scattered ? call.geometry.spatial * int64_t(sizeof(T)) : kReadAhead;
-    const T* const grad_x =
-        to_next && call.arguments->grad_x ? static_cast<const T*>(call.arguments->grad_x) + block.begin : nullptr;
+    const T* const grad_x = to_next && call.arguments->grad_x && !goes_past(call)
+                                ? static_cast<const T*>(call.arguments->grad_x) + block.begin
+                                : nullptr;
     const auto fetch = [=, &from](int64_t segment, int64_t c, auto run) __attribute__((always_inline)) {
       const int64_t i = segment * stride + c;
-      if (grad_x) return fetch_run_to_write<run>(grad_x + i, 0);
+      if (grad_x) fetch_run_to_write<run>(grad_x + i, 0);
+      if (to_next) return;
       fetch_run_to_read<run>(from.grad_y + i, ahead);
       fetch_run_to_read<run>(from.x + i, ahead);
       if (from.residual) fetch_run_to_read<run>(from.residual + i, ahead);
@@ -104,6 +108,7 @@ struct FirstBackward {
     const Vector<A> mean = splat(all.mean), scale = splat(all.scale), bias = splat(all.bias);
     const A* const coefficients = static_cast<const A*>(call.coefficients) + 2 * set;
     const Vector<A> of_d = splat(coefficients[0]), constant = splat(coefficients[1]);
+    const bool past = goes_past(call);
     for (int64_t segment = block.segments - 1; segment >= 0; --segment) {
       const int64_t skipped = segment * block.stride;
       const T *const x = all.x + skipped, *const grad_y = all.grad_y + skipped;
@@ -118,7 +123,7 @@ struct FirstBackward {
           fetch_run_to_read<run>(x + c, to_next);
           fetch_run_to_read<run>(grad_y + c, to_next);
           if (residual) fetch_run_to_read<run>(residual + c, to_next);
-        } else {
+        } else if (!past) {
           if (grad_x) fetch_run_to_write<run>(grad_x + c, kWriteAhead);
           if (grad_residual) fetch_run_to_write<run>(grad_residual + c, kWriteAhead);
         }
@@ -136,7 +141,7 @@ struct FirstBackward {
           }
         return {{g, result}};
       };
-      write_elements<T>(block.count, {grad_residual, grad_x}, nullptr, fetch, gradients);
+      write_elements<T>(block.count, {grad_residual, grad_x}, nullptr, past, fetch, gradients);
     }
   }
 
@@ -215,6 +220,7 @@ struct FirstBackward {
       for (int64_t slab = first; slab < last && slab < g.slabs; ++slab)
         set(call, kernels, slab, i % g.groups, call.keeps_g ? static_cast<A*>(scratch) : nullptr);
     }
+    finish_stores(goes_past(call));
   }
 
   // Of block i of all: which, and of what.
@@ -235,6 +241,7 @@ struct FirstBackward {
       const Place place = place_of(call.geometry, i);
       call.of_blocks[i] = sum_block(call, kernels, place.channel, place.set, place.block, 0, nullptr);
     }
+    finish_stores(goes_past(call));
   }
 
   static void finish(const Call& call, int64_t begin, int64_t end) {
@@ -260,6 +267,7 @@ struct FirstBackward {
       const Place place = place_of(call.geometry, i);
       kernels.apply(call, place.channel, place.set, place.block, 0, nullptr);
     }
+    finish_stores(goes_past(call));
   }
 };
 

@@ -20,6 +20,7 @@ struct LastBackward {
     const uint8_t* signs;
     T *grad_x, *grad_residual;
     int64_t stride, signs_stride;
+    bool past;
 
     TFN_INLINE Data at_row(int64_t row) const {
       return {grad_y + row * stride,
@@ -29,7 +30,8 @@ struct LastBackward {
               grad_x ? grad_x + row * stride : nullptr,
               grad_residual ? grad_residual + row * stride : nullptr,
               stride,
-              signs_stride};
+              signs_stride,
+              past};
     }
   };
   static TFN_INLINE Data data_of(const Call& call, int64_t slab, Columns columns) {
@@ -43,7 +45,8 @@ struct LastBackward {
             a.grad_x ? static_cast<T*>(a.grad_x) + offset : nullptr,
             a.grad_residual ? static_cast<T*>(a.grad_residual) + offset : nullptr,
             g.channels,
-            sign_bytes(g.channels, dtype_of<T>)};
+            sign_bytes(g.channels, dtype_of<T>),
+            kStoresPast && call.past};
   }
 
   static __attribute__((noinline)) void load_parameters(const Call& call, int64_t slab, Columns columns,
@@ -102,8 +105,8 @@ struct LastBackward {
           const Data at = first.at_row(row);
           fetch_run_to_read<run>(at.x + c, read_ahead);
           fetch_run_to_read<run>(at.grad_y + c, read_ahead);
-          if (at.grad_x) fetch_run_to_write<run>(at.grad_x + c, write_ahead);
-          if (at.grad_residual) fetch_run_to_write<run>(at.grad_residual + c, write_ahead);
+          if (at.grad_x && !at.past) fetch_run_to_write<run>(at.grad_x + c, write_ahead);
+          if (at.grad_residual && !at.past) fetch_run_to_write<run>(at.grad_residual + c, write_ahead);
         });
       };
       for_columns<A>(columns, fetch, [=, &p](int64_t c, auto lanes) __attribute__((always_inline)) {
@@ -115,8 +118,9 @@ struct LastBackward {
           const Vector<A> d = load(at.x + c, lanes) - mean;
           const Vector<A> g =
               gradient<FOLLOW, A>(at.grad_y, at.residual, at.signs, d, scale, bias, activation, c, lanes);
-          if (at.grad_residual) store(at.grad_residual + c, g, lanes);
-          if (at.grad_x) store(at.grad_x + c, Vector<A>(plane_gradient(g, d, scale, of_d, constant)), lanes);
+          if (at.grad_residual) store_past(at.past, at.grad_residual + c, g, lanes);
+          if (at.grad_x)
+            store_past(at.past, at.grad_x + c, Vector<A>(plane_gradient(g, d, scale, of_d, constant)), lanes);
         });
       });
     }
@@ -139,6 +143,7 @@ struct LastBackward {
         mask, begin, end, [&](auto at_once, int64_t row, int64_t rows) __attribute__((always_inline)) {
           apply<FOLLOW, decltype(at_once)::value>(data.at_row(row), rows, width, p, call.arguments->activation);
         });
+    finish_stores(data.past);
     for (int64_t row = begin; mask && row < end; ++row) {
       if (mask[row]) continue;
       const Data at = data.at_row(row);

@@ -19,7 +19,10 @@ struct FirstForward {
   using A = Accumulator<T>;
   using Call = PlaneForwardCall;
 
-  // x_ahead: bytes to what is read next, where the hardware cannot guess it. y: to be fetched instead, or null.
+  static TFN_INLINE bool goes_past(const Call& call) { return kStoresPast && call.past; }
+
+  // x_ahead: bytes to what is read next, where the hardware cannot guess it, or zero. y: to be fetched instead, or
+  // null.
   template <bool MASKED>
   static __attribute__((noinline)) Moments block_moments(const Call& call, const PlaneBlock& block, int64_t x_ahead,
                                                          const T* y) {
@@ -35,7 +38,7 @@ struct FirstForward {
     const auto fetch = [=](int64_t segment, int64_t c, auto run) __attribute__((always_inline)) {
       if (y)
         fetch_run_to_write<run>(y + segment * stride + c, 0);
-      else
+      else if (x_ahead)
         fetch_run_to_read<run>(x + segment * stride + c, x_ahead);
     };
     double sum[1 + MASKED], sums[2];
@@ -64,16 +67,18 @@ struct FirstForward {
     return {count, double(center) + correction, sums[1] - sums[0] * correction};
   }
 
-  static TFN_INLINE Moments block_moments(const Call& call, PlaneBlock block, bool fetch_y) {
+  // fetched: x has been, while apply ran over the block before, so y is to be.
+  static TFN_INLINE Moments block_moments(const Call& call, PlaneBlock block, bool fetched) {
     const PlaneGeometry& g = call.geometry;
-    const T* const y = fetch_y ? static_cast<const T*>(call.arguments->y) + block.begin : nullptr;
+    const T* const y = fetched && !goes_past(call) ? static_cast<const T*>(call.arguments->y) + block.begin : nullptr;
     if (call.arguments->mask) return block_moments<true>(call, block, 0, y);
     if (block.stride == block.count) {
       block.count *= block.segments;
       block.segments = 1;
     }
     const bool scattered = g.batch && g.spatial * int64_t(sizeof(T)) <= kShortPlane;
-    return block_moments<false>(call, block, scattered ? g.spatial * int64_t(sizeof(T)) : kReadAhead, y);
+    const int64_t x_ahead = scattered ? g.spatial * int64_t(sizeof(T)) : kReadAhead;
+    return block_moments<false>(call, block, fetched ? 0 : x_ahead, y);
   }
 
   // One channel of the samples [begin, end), last first; a span of each plane. x_ahead: bytes to the x that is read
@@ -87,6 +92,7 @@ struct FirstForward {
     const Vector<A> mean = splat(static_cast<const A*>(call.mean)[set]);
     const Vector<A> scale = splat(A(rstd * static_cast<const A*>(call.weight)[channel]));
     const Vector<A> bias = splat(static_cast<const A*>(call.bias)[channel]);
+    const bool past = goes_past(call);
     for (int64_t sample = end - 1; sample >= begin; --sample) {
       const int64_t offset = (sample * g.channels + channel) * g.spatial + span.begin;
       const T* const x = static_cast<const T*>(a.x) + offset;
@@ -97,10 +103,10 @@ struct FirstForward {
       const auto fetch = [=](int64_t c, auto run) __attribute__((always_inline)) {
         if (x_ahead)
           fetch_run_to_read<run>(x + c, x_ahead);
-        else
+        else if (!past)
           fetch_run_to_write<run>(y + c, kWriteAhead);
       };
-      write_elements<T>(span.count, {y}, signs, fetch,
+      write_elements<T>(span.count, {y}, signs, past, fetch,
                         [=, &a](int64_t c, auto lanes) __attribute__((always_inline)) -> Values<A, 1> {
                           Vector<A> v = affine(Vector<A>(load(x + c, lanes) - mean), scale, bias);
                           v = followed<FOLLOW, A>(v, residual, a.activation, c, lanes);
@@ -133,6 +139,7 @@ struct FirstForward {
         apply_to(call, sample, sample + g.slab_samples, channel + (small ? i : g.per_set - 1 - i), set, {0, g.spatial},
                  ahead);
     }
+    finish_stores(goes_past(call));
   }
 
   static void moments(const Call& call, int64_t begin, int64_t end) {
@@ -165,6 +172,7 @@ struct FirstForward {
       const int64_t set = sample / g.slab_samples * g.groups + channel / g.per_set;
       apply_to(call, sample, sample + 1, channel, set, block_span(i % of_plane, g.spatial), 0);
     }
+    finish_stores(goes_past(call));
   }
 };
 

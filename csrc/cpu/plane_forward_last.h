@@ -198,11 +198,16 @@ struct LastForward {
     T* y;
     uint8_t* signs;
     int64_t stride, signs_stride;
+    bool past;
 
     TFN_INLINE Data at_row(int64_t row) const {
-      return {x + row * stride, residual ? residual + row * stride : nullptr,
-              y + row * stride, signs ? signs + row * signs_stride : nullptr,
-              stride,           signs_stride};
+      return {x + row * stride,
+              residual ? residual + row * stride : nullptr,
+              y + row * stride,
+              signs ? signs + row * signs_stride : nullptr,
+              stride,
+              signs_stride,
+              past};
     }
   };
   static TFN_INLINE Data data_of(const Call& call, int64_t slab, Columns columns) {
@@ -214,7 +219,8 @@ struct LastForward {
             static_cast<T*>(a.y) + offset,
             signs_of<T>(a.signs, slab * g.rows(), g.channels, columns.begin),
             g.channels,
-            sign_bytes(g.channels, dtype_of<T>)};
+            sign_bytes(g.channels, dtype_of<T>),
+            kStoresPast && call.past};
   }
 
   template <Follow FOLLOW, int ROWS>
@@ -228,7 +234,7 @@ struct LastForward {
         repeat<ROWS>([&](auto row) __attribute__((always_inline)) {
           const Data at = first.at_row(row);
           fetch_run_to_read<run>(at.x + c, read_ahead);
-          fetch_run_to_write<run>(at.y + c, write_ahead);
+          if (!at.past) fetch_run_to_write<run>(at.y + c, write_ahead);
         });
       };
       for_columns<A>(columns, fetch, [=, &p](int64_t c, auto lanes) __attribute__((always_inline)) {
@@ -238,7 +244,7 @@ struct LastForward {
           const Data at = first.at_row(row);
           Vector<A> v = affine(Vector<A>(load(at.x + c, lanes) - mean), scale, bias);
           v = followed<FOLLOW, A>(v, at.residual, activation, c, lanes);
-          store(at.y + c, v, lanes);
+          store_past(at.past, at.y + c, v, lanes);
           if constexpr (FOLLOW != Follow::Nothing)
             if (at.signs) store_signs<T>(at.signs, c, v, lanes);
         });
@@ -294,6 +300,7 @@ struct LastForward {
     load_parameters(call, slab, columns, p);
     apply_to(data_of(call, slab, columns), mask_of(call.arguments->mask, call.geometry, slab), rows.begin, rows.end,
              columns.width(), p, call.arguments->activation);
+    finish_stores(kStoresPast && call.past);
   }
 
   static void moments(const Call& call, int64_t begin, int64_t end) {

@@ -146,6 +146,7 @@ struct PlaneForwardCall {
   Moments* of_blocks;           // channels first, in phases: (sets, blocks)
   double* of_chunks;            // channels last, in phases: (slabs, chunks, 2, channels): mean, squares
   double* counts;               // channels last, in phases: (slabs, chunks)
+  bool past;                    // y goes past the caches (goes_past_caches)
 };
 
 // Switchable normalization, of samples, channels, samples; the first two in any order.
@@ -185,6 +186,7 @@ struct PlaneBackwardCall {
   GradientSums* of_planes;    // switchable: (sets) sums of g * weight, else null
   double* of_groups;          // switchable: see plane_switch.h
   bool sums, apply;           // are the sums needed; is grad_x or grad_residual
+  bool past;                  // these go past the caches (goes_past_caches)
   bool keeps_g;  // channels first, complete: a thread keeps g of a set between the two passes, and forms it once
 };
 

@@ -116,18 +116,19 @@ TFN_INLINE void for_elements(int64_t count, Fetch fetch, Body body) {
 }
 
 // The same for what is written: body(c, lanes) gives a vector for each of `outputs`; a null one is not written.
-// `signs`, or null: takes those of the first output.
+// `signs`, or null: takes those of the first output. past: as store_past.
 template <class A, int N>
 struct Values {
   Vector<A> of[N];
 };
 template <class T, int N, class Fetch, class Body>
-TFN_INLINE void write_elements(int64_t count, T* const (&outputs)[N], uint8_t* signs, Fetch fetch, Body body) {
+TFN_INLINE void write_elements(int64_t count, T* const (&outputs)[N], uint8_t* signs, bool past, Fetch fetch,
+                               Body body) {
   using A = Accumulator<T>;
   const auto write = [&](int64_t c, auto lanes) __attribute__((always_inline)) {
     const Values<A, N> values = body(c, lanes);
     repeat<N>([&](auto i) __attribute__((always_inline)) {
-      if (outputs[i]) store(outputs[i] + c, values.of[i], lanes);
+      if (outputs[i]) store_past(past, outputs[i] + c, values.of[i], lanes);
     });
     if (signs) store_signs<T>(signs, c, values.of[0], lanes);
   };
@@ -135,7 +136,7 @@ TFN_INLINE void write_elements(int64_t count, T* const (&outputs)[N], uint8_t* s
     const int64_t begin = for_pairs(count, fetch, [&](int64_t c) __attribute__((always_inline)) {
       const Values<A, N> even = body(c, Even{}), odd = body(c, Odd{});
       repeat<N>([&](auto i) __attribute__((always_inline)) {
-        if (outputs[i]) store_pair(outputs[i] + c, even.of[i], odd.of[i]);
+        if (outputs[i]) store_pair(past, outputs[i] + c, even.of[i], odd.of[i]);
       });
       if (signs) store_sign_pair(signs, c, even.of[0], odd.of[0]);
     });

@@ -63,6 +63,14 @@ bool in_phases(const ARGUMENTS& a, const PlaneGeometry& g) {
   return a.mix.terms || (channels_first(a) ? g.sets() <= kMostSets : g.slabs <= kMostSlabs);
 }
 
+// goes_past_caches, for one of the outputs of a call that moves as many tensors in all. An output that is not wanted
+// does not stand in the way.
+template <class ARGUMENTS>
+bool plane_goes_past_caches(const ARGUMENTS& a, const PlaneGeometry& g, const void* output, int64_t tensors) {
+  const int64_t run = channels_first(a) ? g.spatial : g.channels, size = size_of(a.type);
+  return goes_past_caches(output, run * size, tensors * g.slabs * g.rows() * g.channels * size);
+}
+
 template <class CALL>
 void mix_sets(const CALL& call, const SwitchSteps<CALL>& steps) {
   const PlaneGeometry& g = call.geometry;

@@ -104,7 +104,7 @@ struct ShortForward {
         uint8_t* const signs = signs_of<T>(a.signs, sample * g.channels + channel, g.spatial, 0);
         const auto fetch = [=](int64_t c, auto run)
                                __attribute__((always_inline)) { fetch_run_to_write<run>(y + c, kWriteAhead); };
-        write_elements<T>(g.spatial, {y}, signs, fetch,
+        write_elements<T>(g.spatial, {y}, signs, /*past=*/false, fetch,
                           [=, &a](int64_t c, auto lanes) __attribute__((always_inline)) -> Values<A, 1> {
                             const Vector<A> v = affine(Vector<A>(load(x + c, lanes) - mean), of_d, bias);
                             return {{followed<FOLLOW, A>(v, residual, a.activation, c, lanes)}};
@@ -192,7 +192,7 @@ struct ShortBackward {
           const Vector<A> g = gradient<FOLLOW, A>(grad_y, residual, signs, d, scale, bias, a.activation, c, lanes);
           return {{g, plane_gradient(g, d, scale, of_d, constant)}};
         };
-        write_elements<T>(g.spatial, {grad_residual, grad_x}, nullptr, fetch, gradients);
+        write_elements<T>(g.spatial, {grad_residual, grad_x}, nullptr, /*past=*/false, fetch, gradients);
       }
   }
 

@@ -87,6 +87,10 @@ struct RowBackward {
   static TFN_INLINE H* grad_h_block(const RowNormBackward& a, int64_t row, Span span) {
     return a.grad_h ? static_cast<H*>(a.grad_h) + row * a.cols + span.begin : nullptr;
   }
+  static TFN_INLINE bool goes_past(const RowNormBackward& a) {
+    const int64_t read = size_of(a.y_type) + (a.grad_sum ? 2 : 1) * int64_t(sizeof(H));
+    return a.grad_h && rows_go_past_caches<H>(a.grad_h, a.cols, a.rows * a.cols * (read + int64_t(sizeof(H))));
+  }
   static TFN_INLINE A mean_of(const RowNormBackward& a, int64_t row) {
     return CENTERED ? static_cast<const A*>(a.mean)[row] : A(0);
   }
@@ -112,8 +116,8 @@ struct RowBackward {
   }
 
   // The same where it is to be fetched before apply writes it, else null.
-  static TFN_INLINE const H* grad_h_to_fetch(const RowNormBackward& a, int64_t row, Span span) {
-    return output_ahead<H>(a.cols) ? nullptr : grad_h_block(a, row, span);
+  static TFN_INLINE const H* grad_h_to_fetch(const RowNormBackward& a, int64_t row, Span span, bool past) {
+    return past || output_ahead<H>(a.cols) ? nullptr : grad_h_block(a, row, span);
   }
 
   // Rows [row, row + ROWS), one block of columns. weight_sums and bias_sums begin at the block; null: not wanted.
@@ -122,7 +126,7 @@ struct RowBackward {
   template <int ROWS, bool EXTRAS>
   static __attribute__((noinline)) void apply(const RowNormBackward& a, int64_t row, const RowGradient<A>* scalars,
                                               Span span, const A* weight, A* weight_sums, A* bias_sums, A* converted,
-                                              A* exact) {
+                                              A* exact, bool past) {
     const G* grad_y[ROWS];
     const H* h[ROWS];
     const H* grad_sum[ROWS];
@@ -144,7 +148,7 @@ struct RowBackward {
     });
     const int64_t grad_y_ahead = converts(a) ? 0 : bytes_ahead<G>(a.grad_y_layout, row, ROWS, a.rows, a.cols);
     const int64_t h_ahead = bytes_ahead<H>(a.h_layout, row, ROWS, a.rows, a.cols);
-    const int64_t grad_h_ahead = a.grad_h ? output_ahead<H>(a.cols) : 0;
+    const int64_t grad_h_ahead = a.grad_h && !past ? output_ahead<H>(a.cols) : 0;
     const bool parameters = ROWS > 1 || weight_sums;
     const bool has_grad_sum = EXTRAS && a.grad_sum, has_grad_h = !EXTRAS || a.grad_h;
     const bool has_grad_x = EXTRAS && ROWS == 1 && a.grad_x;
@@ -166,7 +170,7 @@ struct RowBackward {
         Vector<A> result = input_gradient(Vector<A>(gradient * w), x_hat, rstd[i], CENTERED ? mean_g[i] : Vector<A>{},
                                           mean_g_x_hat[i]);
         if (has_grad_sum) result = rounded(result) + load(grad_sum[i] + c, lanes);
-        if (has_grad_h) store(grad_h[i] + c, result, lanes);
+        if (has_grad_h) store_past(past, grad_h[i] + c, result, lanes);
         if (has_grad_x) store(exact + c, result, lanes);
       });
       if (parameters) {
@@ -179,7 +183,7 @@ struct RowBackward {
 
   template <int ROWS, bool EXTRAS>
   static __attribute__((noinline)) void group(const RowNormBackward& a, int64_t row, ParameterBlock<A>& parameter,
-                                              A* weight_sums, A* bias_sums) {
+                                              A* weight_sums, A* bias_sums, bool past) {
     constexpr int64_t kBuffer = ROWS == 1 ? kBlock : 1;  // a group of several rows converts nothing
     A converted[kBuffer], exact[kBuffer];
     RowGradient<A> scalars[ROWS];
@@ -191,7 +195,7 @@ struct RowBackward {
       for (int i = 0; i < ROWS; ++i) {
         const GradientSums part =
             block_sums(grad_y_block(a, row + i, span, converted), h_block(a, row + i, span), weight,
-                       mean_of(a, row + i), span.count, grad_h_to_fetch(a, row + i, span));
+                       mean_of(a, row + i), span.count, grad_h_to_fetch(a, row + i, span, past));
         sums[i] = {sums[i].g + part.g, sums[i].g_centered + part.g_centered};
       }
     }
@@ -200,14 +204,15 @@ struct RowBackward {
       const Span span = block_span(block, a.cols);
       apply<ROWS, EXTRAS>(a, row, scalars, span, parameter.at(a.weight, a.param_type, span.begin, span.count, 1),
                           weight_sums ? weight_sums + span.begin : nullptr,
-                          CENTERED && bias_sums ? bias_sums + span.begin : nullptr, converted, exact);
+                          CENTERED && bias_sums ? bias_sums + span.begin : nullptr, converted, exact, past);
     }
   }
 
   // Up to four rows, as group; grad_y need not be converted. Where there are fewer, the first is in the places of the
   // others.
   static __attribute__((noinline)) void short_group(const RowNormBackward& a, int64_t row, int64_t rows,
-                                                    ParameterBlock<A>& parameter, A* weight_sums, A* bias_sums) {
+                                                    ParameterBlock<A>& parameter, A* weight_sums, A* bias_sums,
+                                                    bool past) {
     const Span span = block_span(0, a.cols);
     const A* weight = parameter.at(a.weight, a.param_type, 0, a.cols, 1);
     const G* grad_y[kShortGroup];
@@ -219,7 +224,7 @@ struct RowBackward {
       h[i] = h_block(a, at, span);
       mean[i] = mean_of(a, at);
     }
-    if (a.grad_h)
+    if (a.grad_h && !past)
       for (int64_t b = 0; b < rows * a.cols * int64_t(sizeof(H)); b += 64)
         fetch_to_write(grad_h_block(a, row, span), b);
     Four totals[1 + CENTERED];
@@ -235,9 +240,10 @@ struct RowBackward {
     if (weight_sums && a.grad_h && !a.grad_x) {
       const auto several = a.grad_sum ? apply<kBackwardGroup, true> : apply<kBackwardGroup, false>;
       for (; i + kBackwardGroup <= rows; i += kBackwardGroup)
-        several(a, row + i, scalars + i, span, weight, weight_sums, bias_sums, nullptr, exact);
+        several(a, row + i, scalars + i, span, weight, weight_sums, bias_sums, nullptr, exact, past);
     }
-    for (; i < rows; ++i) apply<1, true>(a, row + i, scalars + i, span, weight, weight_sums, bias_sums, nullptr, exact);
+    for (; i < rows; ++i)
+      apply<1, true>(a, row + i, scalars + i, span, weight, weight_sums, bias_sums, nullptr, exact, past);
   }
 
   static void rows(const RowNormBackward& a, int64_t begin, int64_t end, void* weight_sums, void* bias_sums) {
@@ -246,16 +252,18 @@ struct RowBackward {
     A* const of_bias = static_cast<A*>(bias_sums);
     if (of_weight) std::memset(of_weight, 0, size_t(a.cols) * sizeof(A));
     if (of_bias) std::memset(of_bias, 0, size_t(a.cols) * sizeof(A));
+    const bool past = goes_past(a);
     int64_t row = begin;
     if (a.cols <= kShortRow<H> && !converts(a))
       for (; row < end; row += kShortGroup)
-        short_group(a, row, end - row < kShortGroup ? end - row : kShortGroup, parameter, of_weight, of_bias);
+        short_group(a, row, end - row < kShortGroup ? end - row : kShortGroup, parameter, of_weight, of_bias, past);
     const bool usual = of_weight && a.grad_h && !a.grad_x && !converts(a);
     if (usual && grouped<H>(a.cols, kBackwardGroup)) {
       const auto several = a.grad_sum ? group<kBackwardGroup, true> : group<kBackwardGroup, false>;
-      for (; row + kBackwardGroup <= end; row += kBackwardGroup) several(a, row, parameter, of_weight, of_bias);
+      for (; row + kBackwardGroup <= end; row += kBackwardGroup) several(a, row, parameter, of_weight, of_bias, past);
     }
-    for (; row < end; ++row) group<1, true>(a, row, parameter, of_weight, of_bias);
+    for (; row < end; ++row) group<1, true>(a, row, parameter, of_weight, of_bias, past);
+    finish_stores(past);
   }
 
   static GradientSums sums(const RowNormBackward& a, int64_t row, int64_t block) {
@@ -264,7 +272,7 @@ struct RowBackward {
     const Span span = block_span(block, a.cols);
     const A* weight = parameter.at(a.weight, a.param_type, span.begin, span.count, 1);
     return block_sums(grad_y_block(a, row, span, converted), h_block(a, row, span), weight, mean_of(a, row), span.count,
-                      grad_h_to_fetch(a, row, span));
+                      grad_h_to_fetch(a, row, span, goes_past(a)));
   }
 
   static void columns(const RowNormBackward& a, int64_t block, const GradientSums* of_rows) {
@@ -274,10 +282,12 @@ struct RowBackward {
     const A* weight = parameter.at(a.weight, a.param_type, span.begin, span.count, 1);
     std::memset(weight_sums, 0, size_t(span.count) * sizeof(A));
     if (CENTERED) std::memset(bias_sums, 0, size_t(span.count) * sizeof(A));
+    const bool past = goes_past(a);
     for (int64_t row = 0; row < a.rows; ++row) {
       const RowGradient<A> scalars = row_gradient(a, row, of_rows[row]);
-      apply<1, true>(a, row, &scalars, span, weight, weight_sums, bias_sums, converted, exact);
+      apply<1, true>(a, row, &scalars, span, weight, weight_sums, bias_sums, converted, exact, past);
     }
+    finish_stores(past);
     if (a.grad_weight) narrow_block(a.grad_weight, a.param_type, span.begin, weight_sums, span.count);
     if (CENTERED && a.grad_bias) narrow_block(a.grad_bias, a.param_type, span.begin, bias_sums, span.count);
   }

@@ -66,9 +66,9 @@ struct Output {
   const char* block;
   int64_t size;
 };
-inline Output output_of(const RowNormForward& a, int64_t row, Span span) {
+inline Output output_of(const RowNormForward& a, int64_t row, Span span, bool past) {
   const int64_t size = size_of(a.y_type);
-  if (a.cols * size > kFetchBytes) return {nullptr, size};
+  if (past || a.cols * size > kFetchBytes) return {nullptr, size};
   return {static_cast<const char*>(a.y) + (row * a.cols + span.begin) * size, size};
 }
 
@@ -131,6 +131,11 @@ struct RowForward {
                       : static_cast<const H*>(a.x) + row_offset(a.x_layout, row);
   }
 
+  static TFN_INLINE bool goes_past(const RowNormForward& a) {
+    const int64_t read = size_of(a.x_type) + (a.residual ? 2 * size_of(a.residual_type) : 0);
+    return !converts(a) && rows_go_past_caches<Y>(a.y, a.cols, a.rows * a.cols * (read + int64_t(sizeof(Y))));
+  }
+
   static TFN_INLINE Statistics<A> statistics_of(const RowNormForward& a, const Moments& of_row) {
     return {A(of_row.mean), A(1 / __builtin_sqrt(of_row.squares / of_row.count + a.eps))};
   }
@@ -143,7 +148,7 @@ struct RowForward {
   template <int ROWS>
   static __attribute__((noinline)) void apply_rows(const RowNormForward& a, int64_t row,
                                                    const Statistics<A>* statistics, Span span,
-                                                   ParameterBlock<A>& weight, ParameterBlock<A>& bias) {
+                                                   ParameterBlock<A>& weight, ParameterBlock<A>& bias, bool past) {
     A exact[ROWS == 1 && std::is_same_v<Y, A> ? kBlock : 1];
     const A* w = AFFINE ? weight.at(a.weight, a.param_type, span.begin, span.count, 1) : nullptr;
     const A* b = AFFINE && CENTERED ? bias.at(a.bias, a.param_type, span.begin, span.count, 0) : nullptr;
@@ -160,7 +165,7 @@ struct RowForward {
     if constexpr (ROWS == 1 && std::is_same_v<Y, A>)
       if (converts(a)) y[0] = exact;
     const int64_t ahead = a.residual ? 0 : bytes_ahead<H>(a.x_layout, row, ROWS, a.rows, a.cols);
-    const int64_t y_ahead = converts(a) ? 0 : output_ahead<Y>(a.cols);
+    const int64_t y_ahead = converts(a) || past ? 0 : output_ahead<Y>(a.cols);
     const auto fetch = [&](int64_t c, auto run) __attribute__((always_inline)) {
       repeat<ROWS>([&](auto i) __attribute__((always_inline)) {
         fetch_run_to_read<run>(h[i] + c, ahead);
@@ -177,7 +182,7 @@ struct RowForward {
           v = affine(v, scale, shift);
         else if constexpr (AFFINE)
           v = v * scale;
-        store(y[i] + c, v, lanes);
+        store_past(past, y[i] + c, v, lanes);
       });
     });
     if constexpr (ROWS == 1 && std::is_same_v<Y, A>)
@@ -187,19 +192,21 @@ struct RowForward {
   static Moments moments(const RowNormForward& a, int64_t row, int64_t block) {
     const Span span = block_span(block, a.cols);
     return moments_of<CENTERED>(block_of_h<H>(a, a.residual ? select_add(a) : nullptr, row, span), span.count,
-                                output_of(a, row, span));
+                                output_of(a, row, span, goes_past(a)));
   }
 
   static void apply(const RowNormForward& a, int64_t row, int64_t block, const Moments& of_row) {
     ParameterBlock<A> weight, bias;
     const Statistics<A> statistics = statistics_of(a, of_row);
     if (block == 0) write(a, row, statistics);
-    apply_rows<1>(a, row, &statistics, block_span(block, a.cols), weight, bias);
+    const bool past = goes_past(a);
+    apply_rows<1>(a, row, &statistics, block_span(block, a.cols), weight, bias, past);
+    finish_stores(past);
   }
 
   template <int ROWS>
   static TFN_INLINE void group(const RowNormForward& a, int64_t row, Add add, ParameterBlock<A>& weight,
-                               ParameterBlock<A>& bias) {
+                               ParameterBlock<A>& bias, bool past) {
     const int64_t blocks = block_count(a.cols);
     Moments of_rows[ROWS];
     for (int i = 0; i < ROWS; ++i) {
@@ -207,7 +214,7 @@ struct RowForward {
       for (int64_t block = 0; block < blocks; ++block) {
         const Span span = block_span(block, a.cols);
         pair[block > 0] =
-            moments_of<CENTERED>(block_of_h<H>(a, add, row + i, span), span.count, output_of(a, row + i, span));
+            moments_of<CENTERED>(block_of_h<H>(a, add, row + i, span), span.count, output_of(a, row + i, span, past));
         if (block > 0) pair[0] = merge(pair, 2);
       }
       of_rows[i] = pair[0];
@@ -216,7 +223,7 @@ struct RowForward {
     for (int i = 0; i < ROWS; ++i) statistics[i] = statistics_of(a, of_rows[i]);
     for (int i = 0; i < ROWS; ++i) write(a, row + i, statistics[i]);
     for (int64_t block = 0; block < blocks; ++block)
-      apply_rows<ROWS>(a, row, statistics, block_span(block, a.cols), weight, bias);
+      apply_rows<ROWS>(a, row, statistics, block_span(block, a.cols), weight, bias, past);
   }
 
   // As moments_of and statistics_of.
@@ -251,31 +258,34 @@ struct RowForward {
 
   // Up to four rows. Where there are fewer, the first is in the places of the others.
   static __attribute__((noinline)) void short_group(const RowNormForward& a, int64_t row, int64_t rows, Add add,
-                                                    ParameterBlock<A>& weight, ParameterBlock<A>& bias) {
+                                                    ParameterBlock<A>& weight, ParameterBlock<A>& bias, bool past) {
     const Span span = block_span(0, a.cols);
     const H* h[kShortGroup] = {block_of_h<H>(a, add, row, span)};
     for (int i = 1; i < kShortGroup; ++i) h[i] = i < rows ? block_of_h<H>(a, add, row + i, span) : h[0];
-    const Output y = output_of(a, row, span);
-    for (int64_t b = 0; b < rows * a.cols * y.size; b += 64) fetch_to_write(y.block, b);
+    const Output y = output_of(a, row, span, past);
+    for (int64_t b = 0; y.block && b < rows * a.cols * y.size; b += 64) fetch_to_write(y.block, b);
     Statistics<A> statistics[kShortGroup];
     short_statistics(h, a.cols, a.eps, statistics);
     for (int i = 0; i < rows; ++i) write(a, row + i, statistics[i]);
-    if (rows == kShortGroup && !converts(a)) return apply_rows<kShortGroup>(a, row, statistics, span, weight, bias);
-    for (int i = 0; i < rows; ++i) apply_rows<1>(a, row + i, statistics + i, span, weight, bias);
+    if (rows == kShortGroup && !converts(a))
+      return apply_rows<kShortGroup>(a, row, statistics, span, weight, bias, past);
+    for (int i = 0; i < rows; ++i) apply_rows<1>(a, row + i, statistics + i, span, weight, bias, past);
   }
 
   static void rows(const RowNormForward& a, int64_t begin, int64_t end) {
     ParameterBlock<A> weight, bias;
     const Add add = a.residual ? select_add(a) : nullptr;
+    const bool past = goes_past(a);
     int64_t row = begin;
     if (a.cols <= kShortRow<H>) {
       for (; row < end; row += kShortGroup)
-        short_group(a, row, end - row < kShortGroup ? end - row : kShortGroup, add, weight, bias);
-      return;
+        short_group(a, row, end - row < kShortGroup ? end - row : kShortGroup, add, weight, bias, past);
+      return finish_stores(past);
     }
     if (!converts(a) && grouped<H>(a.cols, kForwardGroup))
-      for (; row + kForwardGroup <= end; row += kForwardGroup) group<kForwardGroup>(a, row, add, weight, bias);
-    for (; row < end; ++row) group<1>(a, row, add, weight, bias);
+      for (; row + kForwardGroup <= end; row += kForwardGroup) group<kForwardGroup>(a, row, add, weight, bias, past);
+    for (; row < end; ++row) group<1>(a, row, add, weight, bias, past);
+    finish_stores(past);
   }
 
   static constexpr ForwardKernels kernels() { return {rows, moments, merge, apply}; }

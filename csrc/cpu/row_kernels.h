@@ -62,4 +62,14 @@ struct RowKernels {
 // The best that this machine runs (backend.cpp).
 const RowKernels& row_kernels();
 
+// So much does not stay in this machine's caches (backend.cpp).
+bool exceeds_caches(int64_t bytes);
+
+// Whether an output made of runs of so many bytes is stored past the caches, in a call that moves so many bytes in all.
+// What comes next would not find it in a cache in either case, and such a store need not read its line first: a quarter
+// to a third of all traffic. Lines must be whole, or it takes longer.
+inline bool goes_past_caches(const void* output, int64_t run_bytes, int64_t all_bytes) {
+  return reinterpret_cast<uintptr_t>(output) % 64 == 0 && run_bytes % 64 == 0 && exceeds_caches(all_bytes);
+}
+
 }  // namespace torchfastnorm::cpu

@@ -39,6 +39,14 @@ TFN_INLINE int64_t bytes_ahead(const RowLayout& layout, int64_t row, int64_t row
   return (row_offset(layout, row + rows) - row_offset(layout, row)) * int64_t(sizeof(T));
 }
 
+// goes_past_caches (row_kernels.h), for rows of T. Of short rows of 16 bits, taken four at a time, half lines lie too
+// far apart.
+template <class T>
+TFN_INLINE bool rows_go_past_caches(const void* rows, int64_t cols, int64_t all_bytes) {
+  const int64_t bytes = cols * int64_t(sizeof(T));
+  return kStoresPast && (sizeof(T) > 2 || bytes > 512) && goes_past_caches(rows, bytes, all_bytes);
+}
+
 // totals[i] = sum over the columns of what body(column, lanes, sums) adds to sums[i]. Four chains of vectors at a
 // time, each lane of a chain adding at most 16 terms before it goes over into double: the rounding error stays that
 // of a short sum, and squares of values up to 1e18 stay finite. fetch(column, count) comes before every four vectors.

@@ -42,6 +42,9 @@ struct Part {
 };
 struct Even {};
 struct Odd {};
+// Whole{}, for a store past the caches. With shorter vectors than lines it is slower more often than not (measured).
+struct Past {};
+constexpr bool kStoresPast = TFN_VECTOR_BYTES == 64;
 template <class T>
 constexpr bool kPaired = TFN_VECTOR_BYTES >= 32 && std::is_same_v<T, BFloat16>;
 
@@ -72,6 +75,13 @@ TFN_INLINE V load_bits(const void* p, Part lanes) {
     return (V)_mm512_maskz_loadu_epi32(__mmask16(mask), p);
   else
     return (V)_mm512_maskz_loadu_epi64(__mmask8(mask), p);
+}
+template <class V>
+TFN_INLINE void store_bits(void* p, V v, Past) {
+  if constexpr (sizeof(V) == 32)
+    _mm256_stream_si256(static_cast<__m256i*>(p), (__m256i)v);
+  else
+    _mm512_stream_si512(static_cast<__m512i*>(p), (__m512i)v);
 }
 template <class V>
 TFN_INLINE void store_bits(void* p, V v, Part lanes) {
@@ -267,7 +277,7 @@ TFN_INLINE Floats load(const BFloat16* p, Even) { return (Floats)(load_bits<Word
 TFN_INLINE Floats load(const BFloat16* p, Odd) { return (Floats)(load_bits<Words>(p, Whole{}) & 0xffff0000u); }
 // Both at once. Their loads come before this store, too: those of the second half must not wait for a store that the
 // processor takes to be to their address (it compares the lower twelve bits).
-TFN_INLINE void store_pair(BFloat16* p, Floats even, Floats odd) {
+TFN_INLINE void store_pair([[maybe_unused]] bool past, BFloat16* p, Floats even, Floats odd) {
 #if TFN_VECTOR_BYTES == 32
   // As round_to_upper_half, for both at once: up where the lower half, plus the last bit kept, is above 0x8000, but not
   // beyond a NaN whose bits are all ones.
@@ -281,6 +291,9 @@ TFN_INLINE void store_pair(BFloat16* p, Floats even, Floats odd) {
   store_bits(p, _mm256_add_epi16(upper, up), Whole{});
 #else
   const Words low = round_to_upper_half(even) >> 16, high = round_to_upper_half(odd) & 0xffff0000u;
+#if TFN_VECTOR_BYTES == 64
+  if (past) return store_bits(p, low | high, Past{});
+#endif
   store_bits(p, low | high, Whole{});
 #endif
 }
@@ -300,6 +313,20 @@ TFN_INLINE void store(Half* p, Floats v, LANES lanes) {
 template <class LANES>
 TFN_INLINE void store(BFloat16* p, Floats v, LANES lanes) {
   store_bits(p, narrow(BFloat16(), v), lanes);
+}
+
+// As store, or, where `past`, past the caches to memory: goes_past_caches in row_kernels.h. finish_stores comes before
+// others may read it.
+template <class T, class V, class LANES>
+TFN_INLINE void store_past([[maybe_unused]] bool past, T* p, V v, LANES lanes) {
+  if constexpr (kStoresPast && std::is_same_v<LANES, Whole>)
+    if (past) return store(p, v, Past{});
+  store(p, v, lanes);
+}
+TFN_INLINE void finish_stores([[maybe_unused]] bool past) {
+#if TFN_VECTOR_BYTES == 64
+  if (past) _mm_sfence();
+#endif
 }
 
 // Lanes beyond the row's end become zero, whatever they held.
