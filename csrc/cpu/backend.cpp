@@ -5,9 +5,11 @@
 #include "../interface/backend.h"
 
 #include <cstdint>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
+#include <string>
+#include <thread>
 
 #include "plane_kernels.h"
 #include "row_kernels.h"
@@ -60,16 +62,20 @@ Kernels choose() {
   return {default_set::row_kernels, default_set::plane_kernels, default_set::whitening_kernels};
 }
 
-// As Linux says, of the first processor; where nothing does, more than there can be. (sysconf counts the caches of all
-// processors of a socket, of which a virtual machine may have two.)
+// All last-level caches together, as Linux tells of the first processor's; where it does not, more than there can be.
+// (sysconf counts the caches of a whole socket, of which a virtual machine may have two processors.)
 int64_t last_cache_bytes() {
-  long long size = 0;
   if (const char* wanted = std::getenv("TORCHFASTNORM_CPU_CACHE_BYTES")) return std::atoll(wanted);
-  if (std::FILE* file = std::fopen("/sys/devices/system/cpu/cpu0/cache/index3/size", "r")) {
-    if (std::fscanf(file, "%lldK", &size) != 1) size = 0;
-    std::fclose(file);
-  }
-  return size > 0 ? int64_t(size) << 10 : INT64_MAX;
+  const std::string cache = "/sys/devices/system/cpu/cpu0/cache/index3/";
+  int64_t kilobytes = 0;
+  std::string sharing;  // a bit for each processor, in hexadecimal digits and commas
+  if (!(std::ifstream(cache + "size") >> kilobytes) || !(std::ifstream(cache + "shared_cpu_map") >> sharing))
+    return INT64_MAX;
+  int of_cache = 0;
+  for (const char digit : sharing)
+    if (digit != ',') of_cache += __builtin_popcount(unsigned(std::stoi(std::string(1, digit), nullptr, 16)));
+  const int64_t caches = of_cache > 0 ? int64_t(std::thread::hardware_concurrency()) / of_cache : 1;
+  return (kilobytes << 10) * (caches > 1 ? caches : 1);
 }
 
 const Kernels& chosen() {
