@@ -31,7 +31,8 @@ struct FirstForward {
     const int64_t stride = block.stride, mask_stride = block.mask_stride;
     // Masked, any element may not count: all are asked for the shift. Else the first ones are, from several planes
     // where they are short.
-    const int64_t asked = MASKED ? block.segments : (kAsked + block.count - 1) / block.count;
+    const bool all = MASKED || block.segments == 1;
+    const int64_t asked = all ? block.segments : (kAsked + block.count - 1) / block.count;
     const int64_t shift_segments = asked < block.segments ? asked : block.segments;
     const int64_t shift_count = MASKED || block.count < 2 * kAsked ? block.count : 2 * kAsked;
     const auto nothing = [](int64_t, int64_t, auto) {};
@@ -126,10 +127,10 @@ struct FirstForward {
     const auto apply_to = apply_of(call);
     const bool small = small_sets<T>(g);
     const int64_t ahead = bytes_to_next_set<T>(g);
+    const Cut cut = cut_of(planes_of(g, 0, 0, g.per_set).count, g.spatial);
+    int64_t slab = begin / g.groups, channel = begin % g.groups * g.per_set;  // divisions are a good part of a tiny set
     for (int64_t set = begin; set < end; ++set) {
-      const int64_t slab = set / g.groups, channel = set % g.groups * g.per_set;
       const Planes planes = planes_of(g, slab, channel, g.per_set);
-      const Cut cut = cut_of(planes.count, g.spatial);
       Moments moments{};
       for (int64_t block = 0; block < cut.blocks; ++block)
         moments = merge_two(moments, block_moments(call, block_of(planes, cut, g.spatial, block), ahead != 0));
@@ -138,6 +139,11 @@ struct FirstForward {
       for (int64_t i = 0; i < g.per_set; ++i)
         apply_to(call, sample, sample + g.slab_samples, channel + (small ? i : g.per_set - 1 - i), set, {0, g.spatial},
                  ahead);
+      channel += g.per_set;
+      if (channel == g.channels) {
+        channel = 0;
+        ++slab;
+      }
     }
     finish_stores(goes_past(call));
   }
