@@ -132,8 +132,8 @@ struct RowForward {
   }
 
   static TFN_INLINE bool goes_past(const RowNormForward& a) {
-    const int64_t read = size_of(a.x_type) + (a.residual ? 2 * size_of(a.residual_type) : 0);
-    return !converts(a) && rows_go_past_caches<Y>(a.y, a.cols, a.rows * a.cols * (read + int64_t(sizeof(Y))));
+    const int64_t others = size_of(a.x_type) + (a.residual ? 2 * size_of(a.residual_type) : 0);
+    return !converts(a) && rows_go_past_caches<Y>(a.y, a.cols, a.rows * a.cols * (others + int64_t(sizeof(Y))));
   }
 
   static TFN_INLINE Statistics<A> statistics_of(const RowNormForward& a, const Moments& of_row) {
