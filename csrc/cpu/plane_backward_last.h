@@ -130,7 +130,7 @@ struct LastBackward {
   static void sum_rows(const Call& call, const Data& data, const uint8_t* mask, int64_t begin, int64_t end,
                        int64_t width, Parameters& p) {
     for (int64_t c = 0; c < whole_lanes<A>(width); ++c) p.sums[c] = p.centered[c] = 0;
-    for_rows<FOLLOW == Follow::Anything ? 1 : kAccumulated>(
+    for_rows<FOLLOW == Follow::Anything ? 1 : kAccumulated / 2>(
         mask, begin, end, [&](auto at_once, int64_t row, int64_t rows) __attribute__((always_inline)) {
           accumulate<FOLLOW, decltype(at_once)::value>(data.at_row(row), rows, width, p, call.arguments->activation);
         });
