@@ -100,6 +100,37 @@ struct FirstBackward {
     return {totals[0], totals[1]};
   }
 
+  // Planes of a sample that are short runs: the sums of up to four at once. Where there are fewer, the first is in the
+  // places of the others.
+  static TFN_INLINE bool by_four(const Call& call) {
+    return !call.geometry.batch && !call.arguments->mask && !call.keeps_g && short_run<T>(call.geometry.spatial);
+  }
+  static TFN_INLINE PlaneBlock plane_block(const PlaneGeometry& g, int64_t slab, int64_t channel) {
+    const int64_t plane = slab * g.channels + channel;
+    return {plane * g.spatial, g.spatial, 1, g.spatial, 0, 0, plane, 1, 0};
+  }
+  template <Follow FOLLOW>
+  static __attribute__((noinline)) void sums_of_four(const Call& call, int64_t slab, int64_t channel, int64_t channels,
+                                                     GradientSums (&sums)[kShortGroup]) {
+    const PlaneGeometry& g = call.geometry;
+    const Activation activation = call.arguments->activation;
+    Channel from[kShortGroup];
+    for (int i = 0; i < kShortGroup; ++i) {
+      const int64_t at = channel + (i < channels ? i : 0);
+      from[i] = channel_of(call, at, slab * g.groups + at / g.per_set, plane_block(g, slab, at));
+    }
+    Four totals[2];
+    sum_short_rows<A>(
+        g.spatial, totals, [&](int64_t c, auto lanes, auto i, Vector<A>* s) __attribute__((always_inline)) {
+          const Vector<A> d = load(from[i].x + c, lanes) - from[i].mean;
+          const Vector<A> v = gradient<FOLLOW, A>(from[i].grad_y, from[i].residual, from[i].signs, d,
+                                                  splat(from[i].scale), splat(from[i].bias), activation, c, lanes);
+          s[0] += v;
+          s[1] += v * d;
+        });
+    for (int i = 0; i < kShortGroup; ++i) sums[i] = {totals[0][i], totals[1][i]};
+  }
+
   template <Follow FOLLOW>
   static __attribute__((noinline)) void apply(const Call& call, int64_t channel, int64_t set, const PlaneBlock& block,
                                               int64_t to_next, A* kept) {
@@ -148,10 +179,12 @@ struct FirstBackward {
   struct Kernels {
     GradientSums (*sums)(const Call&, int64_t channel, int64_t set, const PlaneBlock&, int64_t to_next, A* kept);
     void (*apply)(const Call&, int64_t channel, int64_t set, const PlaneBlock&, int64_t to_next, A* kept);
+    void (*sums_of_four)(const Call&, int64_t slab, int64_t channel, int64_t channels, GradientSums (&)[kShortGroup]);
   };
   static Kernels kernels_of(const Call& call) {
     return by_follow(*call.arguments, [](auto follow) -> Kernels {
-      return {block_sums<decltype(follow)::value>, apply<decltype(follow)::value>};
+      return {block_sums<decltype(follow)::value>, apply<decltype(follow)::value>,
+              sums_of_four<decltype(follow)::value>};
     });
   }
 
@@ -212,13 +245,41 @@ struct FirstBackward {
     }
   }
 
+  // Of a sample, the groups [begin, end).
+  static void sets_by_four(const Call& call, const Kernels& kernels, int64_t slab, int64_t begin, int64_t end) {
+    const PlaneGeometry& g = call.geometry;
+    const int64_t first = begin * g.per_set, last = end * g.per_set;
+    const int64_t to_next = call.apply ? bytes_to_next_set<T>(g) * kShortGroup : 0;
+    GradientSums of_four[kShortGroup];
+    int64_t channel = first;
+    for (int64_t group = begin; group < end; ++group) {
+      const int64_t set = slab * g.groups + group, set_begin = channel;
+      GradientSums of_set{};
+      for (; channel < set_begin + g.per_set; ++channel) {
+        const int64_t i = (channel - first) % kShortGroup;
+        if (i == 0) kernels.sums_of_four(call, slab, channel, last - channel, of_four);
+        finish_channel(call, slab, channel, of_four[i], of_set);
+      }
+      finish_set<A>(call, set, of_set, call.counts[slab] * double(g.per_set));
+      for (int64_t c = set_begin; call.apply && c < channel; ++c)
+        kernels.apply(call, c, set, plane_block(g, slab, c), to_next, nullptr);
+    }
+  }
+
   static void sets(const Call& call, int64_t begin, int64_t end, void* scratch) {
     const PlaneGeometry& g = call.geometry;
     const Kernels kernels = kernels_of(call);
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t first = i / g.groups * slabs_per_part(g), last = first + slabs_per_part(g);
-      for (int64_t slab = first; slab < last && slab < g.slabs; ++slab)
-        set(call, kernels, slab, i % g.groups, call.keeps_g ? static_cast<A*>(scratch) : nullptr);
+    A* const kept = call.keeps_g ? static_cast<A*>(scratch) : nullptr;
+    for (int64_t i = begin, next; i < end; i = next) {
+      const int64_t part = i / g.groups, group = i % g.groups, after = (part + 1) * g.groups;
+      next = !by_four(call) ? i + 1 : after < end ? after : end;
+      const int64_t first = part * slabs_per_part(g), last = first + slabs_per_part(g);
+      for (int64_t slab = first; slab < last && slab < g.slabs; ++slab) {
+        if (by_four(call))
+          sets_by_four(call, kernels, slab, group, group + next - i);
+        else
+          set(call, kernels, slab, group, kept);
+      }
     }
     finish_stores(goes_past(call));
   }
@@ -237,6 +298,17 @@ struct FirstBackward {
 
   static void blocks(const Call& call, int64_t begin, int64_t end) {
     const Kernels kernels = kernels_of(call);
+    if (by_four(call)) {  // of one block each
+      const int64_t channels = call.geometry.channels;
+      GradientSums of_four[kShortGroup];
+      for (int64_t i = begin, next; i < end; i = next) {
+        const int64_t channel = i % channels, left = end - i < channels - channel ? end - i : channels - channel;
+        kernels.sums_of_four(call, i / channels, channel, left, of_four);
+        next = i + (left < kShortGroup ? left : kShortGroup);
+        for (int64_t at = i; at < next; ++at) call.of_blocks[at] = of_four[at - i];
+      }
+      return;
+    }
     for (int64_t i = begin; i < end; ++i) {
       const Place place = place_of(call.geometry, i);
       call.of_blocks[i] = sum_block(call, kernels, place.channel, place.set, place.block, 0, nullptr);

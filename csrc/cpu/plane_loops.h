@@ -7,6 +7,7 @@
 #include "common/convert.h"
 #include "common/signs.h"
 #include "plane_kernels.h"
+#include "row_short.h"
 
 namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET {
 
@@ -40,6 +41,14 @@ template <class T>
 TFN_INLINE int64_t rows_ahead(int64_t bytes, int64_t rows, int64_t width) {
   const int64_t group = rows * width * int64_t(sizeof(T));
   return (bytes + group - 1) / group * rows;
+}
+
+// Sums of so few elements that lie side by side are formed four at a time (row_short.h): what follows the sums of one
+// would take longer than its elements do.
+constexpr int64_t kShortRun = 2048;  // bytes
+template <class T>
+TFN_INLINE bool short_run(int64_t elements) {
+  return elements * int64_t(sizeof(T)) <= kShortRun;
 }
 
 // What follows  v = (x - mean) * scale + bias;  scale = rstd * weight. Signs: a ReLU whose signs forward has kept

@@ -9,6 +9,7 @@
 // so weight is loaded, and the sums of grad_weight and grad_bias loaded and stored, once for all of them. Those sums
 // are accumulators over a chunk of rows (row_norm.cpp); merge() adds the chunks up in double, in order.
 #pragma once
+#include "row_loops.h"
 #include "row_short.h"
 
 namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET {

@@ -10,6 +10,7 @@
 // zero at any magnitude. Blocks of longer rows are merged by Chan's formula, in double. rstd is formed in double
 // and rounded once. A NaN in the row makes all of its outputs NaN.
 #pragma once
+#include "row_loops.h"
 #include "row_short.h"
 
 namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET {
@@ -231,20 +232,9 @@ struct RowForward {
                                           Statistics<A> (&statistics)[kShortGroup]) {
     Four means{}, squares[1];
     if constexpr (CENTERED) {
-      Four sum[1], sums[2];
-      sum_short_rows<A>(count, sum, [&](int64_t c, auto lanes, auto row, Vector<A>* s) __attribute__((always_inline)) {
-        s[0] += load(h[row] + c, lanes);
-      });
-      A center[kShortGroup];
-      for (int i = 0; i < kShortGroup; ++i) means[i] = double(center[i] = A(sum[0][i] / double(count)));
-      sum_short_rows<A>(count, sums, [&](int64_t c, auto lanes, auto row, Vector<A>* s) __attribute__((always_inline)) {
-        const Vector<A> d = keep(load(h[row] + c, lanes) - center[row], lanes);
-        s[0] += d;
-        s[1] += d * d;
-      });
-      const Four correction = sums[0] / double(count);
-      means += correction;
-      squares[0] = sums[1] - sums[0] * correction;
+      const FourMoments moments = short_moments<A>(h, count);
+      means = moments.mean;
+      squares[0] = moments.squares;
     } else {
       sum_short_rows<A>(count, squares,
                         [&](int64_t c, auto lanes, auto row, Vector<A>* s) __attribute__((always_inline)) {

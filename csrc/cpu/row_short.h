@@ -1,8 +1,8 @@
-// Sums over four short rows at once: a row is one chain of vectors, and the four totals are formed together, as four
-// doubles side by side, as are the divisions and roots that follow them. For a row alone these would take longer than
-// its elements. A row's sums do not depend on the rows beside it.
+// Sums over four short rows at once, rows of a matrix, planes or sets of planes: a row is one chain of vectors, and the
+// four totals are formed together, as four doubles side by side, as are the divisions and roots that follow them. For a
+// row alone these would take longer than its elements. A row's sums do not depend on the rows beside it.
 #pragma once
-#include "row_loops.h"
+#include "common/convert.h"
 
 namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET {
 
@@ -64,6 +64,27 @@ TFN_INLINE void sum_short_rows(int64_t cols, Four (&totals)[SUMS], Body body) {
                    });
     repeat<SUMS>([&](auto i) __attribute__((always_inline)) { totals[i] += totals_of(sums[i]); });
   }
+}
+
+// Of four runs of `count` elements: the means, and the sums of squared distances from them.
+struct FourMoments {
+  Four mean, squares;
+};
+template <class A, class H>
+TFN_INLINE FourMoments short_moments(const H* const (&h)[kShortGroup], int64_t count) {
+  Four sum[1], sums[2], means;
+  sum_short_rows<A>(count, sum, [&](int64_t c, auto lanes, auto row, Vector<A>* s) __attribute__((always_inline)) {
+    s[0] += load(h[row] + c, lanes);
+  });
+  A center[kShortGroup];
+  for (int i = 0; i < kShortGroup; ++i) means[i] = double(center[i] = A(sum[0][i] / double(count)));
+  sum_short_rows<A>(count, sums, [&](int64_t c, auto lanes, auto row, Vector<A>* s) __attribute__((always_inline)) {
+    const Vector<A> d = keep(load(h[row] + c, lanes) - center[row], lanes);
+    s[0] += d;
+    s[1] += d * d;
+  });
+  const Four correction = sums[0] / double(count);
+  return {means + correction, sums[1] - sums[0] * correction};
 }
 
 }  // namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET
