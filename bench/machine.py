@@ -23,15 +23,21 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def cpu_name() -> str:
+    """With family and model where the name has no number: virtual machines call many CPUs by one name, 'AMD EPYC'."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
+        pairs = (line.partition(":")[::2] for line in reversed(lines) if ":" in line)
+        facts = {key.strip(): value.strip() for key, value in pairs}
+        name = facts["model name"]
+        if any(c.isdigit() for c in name):
+            return name
+        return f"{name} family {facts['cpu family']} model {facts['model']}"
+    except (OSError, KeyError):
         return platform.processor() or platform.machine()
 
 
 def device_name(device: torch.device) -> str:
-    """A CPU's with the vector instructions in use: virtual machines call a whole family of CPUs by one name."""
+    """A CPU's with the vector instructions in use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{cpu_name()}, {torchfastnorm.build_info()['cpu_capability']}"

@@ -208,3 +208,12 @@ def test_help_of_every_command(capsys):
         assert f"bench {name}" in capsys.readouterr().out
     assert main(["run", "--print-output-folder", "--device", "cpu"]) == 0
     assert capsys.readouterr().out.strip() == str(machine.result_folder(CPU))
+
+
+@pytest.mark.parametrize(
+    "model, name", [("AMD EPYC", "AMD EPYC family 26 model 2"), ("AMD EPYC 9654", "AMD EPYC 9654")]
+)
+def test_cpus_of_one_name_are_told_apart(monkeypatch, model, name):
+    first = f"processor\t: 0\ncpu family\t: 26\nmodel\t\t: 2\nmodel name\t: {model}\n"
+    monkeypatch.setattr(machine.Path, "read_text", lambda *_, **__: f"{first}\n{first.replace('0', '1', 1)}")
+    assert machine.cpu_name() == name
