@@ -65,7 +65,7 @@ demo: $(ENVIRONMENT)  ## train three small networks with torch.nn's norms and wi
 	@$(BUILD)
 	"$(PYTHON)" examples/train_digits.py $(DEMO_ARGS)
 
-compare: $(ENVIRONMENT)  ## accuracy of eight norms by the size of their batches; COMPARE_ARGS="--quick" for a look
+compare: $(ENVIRONMENT)  ## accuracy of seven norms and none by the size of the batches; COMPARE_ARGS="--quick" for a look
 	@$(REQUIRE) demo
 	@$(BUILD)
 	"$(PYTHON)" examples/compare_norms.py $(COMPARE_ARGS)

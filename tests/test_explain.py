@@ -117,3 +117,18 @@ def test_errors(arguments, message):
 def test_too_many_normalized_dims():
     with pytest.raises(ValueError, match="normalized_dims=3"):
         torchfastnorm.explain("layer_norm", (2, 3), normalized_dims=3, gpu="H100")
+
+
+def test_a_backward_has_no_more_clusters_than_the_device_holds():
+    """132 multiprocessors make 16 clusters of 8; where GPCs hold 15, a sixteenth would take a turn of its own."""
+    types, cols = [torch.bfloat16] * 4, 65536
+    for rows, known, clusters in ((1000, 0, 16), (1000, 15, 15), (7, 15, 7)):
+        plan = torchfastnorm._C.row_plan(True, True, rows, cols, *types, 132, 227 * 1024, 16,
+                                         resident_clusters=(60, 30, known, 7))  # fmt: skip
+        assert (plan["cluster"], plan["blocks"], plan["partial_rows"]) == (8, 8 * clusters, clusters)
+
+
+def test_small_blocks_are_no_more_than_shared_memory_holds():
+    """An RTX 5090's multiprocessor has 100 KB, and a block of a backward 10 KB."""
+    plan = torchfastnorm._C.row_plan(True, True, 10**6, 64, *[torch.float32] * 4, 170, 99 * 1024, 8, (0, 32, 0, 0))
+    assert plan["cooperative"] and plan["blocks"] * (plan["static_bytes"] + 1024) <= 170 * 100 * 1024

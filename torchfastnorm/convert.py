@@ -120,13 +120,14 @@ def convert(
     module used in several places stays one module. The model itself may be a norm.
 
     Replaced as well, by new modules with the same values, are the BatchRenorm of TorchRL (without ``smooth``), of
-    Stable-Baselines3 Contrib and of the package batchrenorm, and the SwitchNorm and IterNorm of their authors'
-    repositories. They are known by the name of their class and of its module; nothing is imported. Make optimizers
-    after the conversion. (The mask of batchrenorm's modules marks what does not count, and comes where ours take the
-    residual.)
+    Stable-Baselines3 Contrib and of the package batch_renorm (imported as batchrenorm), and the SwitchNorm and IterNorm
+    of their authors' repositories. They are known by the name of their class and of its module; nothing is imported.
+    Make optimizers after the conversion. (The mask of batchrenorm's modules marks what does not count, and comes where
+    ours take the residual.)
 
     Args:
         model: any module.
+        inplace: change ``model`` itself, not a copy of it. Default: False.
         mapping: what else than a BatchNorm each ``BatchNorm1d/2d/3d``, torch.nn's or ours, becomes:
             ``{"BatchNorm2d": "SwitchNorm2d"}``. By name a ``BatchRenorm1d/2d/3d``, ``SwitchNorm1d/2d/3d``,
             ``GroupNorm`` (of 32 groups, or as many of these as divide the channels), ``InstanceNorm1d/2d/3d``,
@@ -139,7 +140,7 @@ def convert(
             alone are modules with hooks, and norms that stand in a second place. Code that takes single modules out of
             a Sequential sees the difference, hence: Default: False.
         report: a list that receives one :class:`Replacement` for each module replaced. The same is logged at level
-            INFO to the logger ``torchfastnorm.convert``.
+            INFO to the logger ``torchfastnorm.convert``. Default: None.
 
     Returns:
         The converted model: ``model`` itself if ``inplace``, unless it is itself such a norm of another class.

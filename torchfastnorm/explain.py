@@ -222,6 +222,7 @@ def explain(
     Raises:
         ValueError: an unknown op or gpu, more normalized dimensions than the shape has, or groups that do not divide
             the channels.
+        RuntimeError: no kernel can run with what :func:`torchfastnorm.plan` has chosen.
     """
     device = _find_gpu(gpu)
     plans = launch_plans(

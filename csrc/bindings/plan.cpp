@@ -27,11 +27,12 @@ const std::tuple<int, int, int, int64_t> no_choice{-1, 0, 0, 0};
 
 py::dict row_plan(bool backward, bool centered, int64_t rows, int64_t cols, const py::object& x, const py::object& h,
                   const py::object& y, const py::object& param, int multiprocessors, int shared_bytes,
-                  int cluster_blocks, const std::tuple<int, int, int, int64_t>& choice) {
+                  int cluster_blocks, const std::tuple<int, int, int, int64_t>& choice,
+                  const std::array<int, 4>& resident_clusters) {
   HANDLE_TH_ERRORS
   const RowTypes types = row_types(dtype_from(x), dtype_from(h), dtype_from(y), dtype_from(param));
   const RowProblem problem{rows, cols, types.kept, centered, choice_of(choice)};
-  const DeviceLimits device{multiprocessors, shared_bytes, cluster_blocks};
+  const DeviceLimits device{multiprocessors, shared_bytes, cluster_blocks, resident_clusters};
   const RowPlan plan = backward ? plan_row_backward(problem, device) : plan_row_forward(problem, device);
   constexpr const char* names[] = {"warp", "registers", "shared", "streamed"};
   py::dict out;
@@ -122,6 +123,7 @@ const ModulePart part([](py::module_& m) {
   m.def("row_plan", row_plan, py::arg("backward"), py::arg("centered"), py::arg("rows"), py::arg("cols"),
         py::arg("x_dtype"), py::arg("h_dtype"), py::arg("y_dtype"), py::arg("param_dtype"), py::arg("multiprocessors"),
         py::arg("shared_bytes"), py::arg("cluster_blocks"), py::arg("choice") = no_choice,
+        py::arg("resident_clusters") = std::array<int, 4>{},
         "The launch plan of a row norm, as a dict (csrc/interface/row_plan.h).");
   m.def("plane_plan", plane_plan, py::arg("samples"), py::arg("channels"), py::arg("spatial"), py::arg("groups"),
         py::arg("sets"), py::arg("channels_last"), py::arg("dtype"), py::arg("batch_statistics"), py::arg("ordered"),

@@ -50,6 +50,39 @@ DeviceLimits device_limits() {
 
 #else
 
+namespace {
+
+// Compiled for the same architectures as all other kernels.
+__global__ void probe() {}
+
+// Of so many blocks, each filling a multiprocessor; 0 where there are none, or the driver does not tell.
+int resident_clusters(int blocks, int shared_bytes) {
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {unsigned(blocks), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(unsigned(blocks));
+  config.blockDim = dim3(32);
+  config.dynamicSmemBytes = size_t(shared_bytes);
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  int count = 0;
+  if (cudaOccupancyMaxActiveClusters(&count, probe, &config) == cudaSuccess) return count;
+  cudaGetLastError();  // or the next launch would report it
+  return 0;
+}
+
+void find_clusters(DeviceLimits& limits) {
+  const auto* function = reinterpret_cast<const void*>(probe);
+  check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, limits.shared_bytes), "probe");
+  check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "probe");
+  for (int i = 0; i < 4; ++i) limits.resident_clusters[i] = resident_clusters(2 << i, limits.shared_bytes);
+  // 8 blocks are portable; 16 are an opt-in that not every device has.
+  limits.cluster_blocks = limits.resident_clusters[3] > 0 ? 16 : 8;
+}
+
+}  // namespace
+
 // Asked once per device: these queries cost more than a small kernel.
 DeviceLimits device_limits() {
   static std::mutex mutex;
@@ -59,13 +92,16 @@ DeviceLimits device_limits() {
   std::lock_guard<std::mutex> lock(mutex);
   DeviceLimits& limits = known.at(size_t(device));
   if (limits.multiprocessors == 0) {
-    int major = 0, minor = 0, shared = 0, multiprocessors = 0;
+    int major = 0, shared = 0, multiprocessors = 0;
+    cudaFuncAttributes attributes{};
     check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "cudaDeviceGetAttribute");
-    check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "cudaDeviceGetAttribute");
     check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "cudaDeviceGetAttribute");
     check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
-    // 16 blocks a cluster are an opt-in of the data-centre chips; consumer Blackwell (sm_12x) has the portable 8.
-    limits = {multiprocessors, shared, major < 9 ? 1 : major == 9 || major == 10 ? 16 : 8};
+    check(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(probe)), "cudaFuncGetAttributes");
+    DeviceLimits found{multiprocessors, shared, 1};
+    // Kernels compiled for an older architecture and translated by the driver know nothing of clusters (port.h).
+    if (major >= 9 && attributes.ptxVersion >= 90) find_clusters(found);
+    limits = found;
   }
   return limits;
 }

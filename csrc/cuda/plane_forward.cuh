@@ -351,6 +351,7 @@ __global__ void __launch_bounds__(TEAM == Team::Cluster ? cluster_team_threads :
           }
           forward.update(c, forward.running(c), quotient(mean, A(g.samples)), quotient(variance, A(g.samples)));
         }
+        if (a.batches != nullptr) cooperative_groups::this_grid().sync();  // each has read it that raise_batches writes
       }
       forward.raise_batches();
     } else if (a.mean != nullptr) {

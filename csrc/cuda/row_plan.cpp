@@ -22,7 +22,8 @@ int64_t power_of_two_from(int64_t n) {
 // Short rows: `lanes` threads a row, and a persistent grid of as many blocks as are resident, or as rows there are.
 int vectors_per_lane(int64_t vectors) { return vectors <= 32 ? 1 : cuda::warp_vectors; }
 
-RowPlan warp_plan(const RowProblem& problem, int64_t vectors, int rows_in_flight, int threads, int64_t resident) {
+RowPlan warp_plan(const RowProblem& problem, int64_t vectors, int rows_in_flight, int threads, int blocks,
+                  int static_bytes, const DeviceLimits& device) {
   RowPlan plan{};
   plan.residency = Residency::Warp;
   plan.vectors = vectors_per_lane(vectors);
@@ -30,11 +31,21 @@ RowPlan warp_plan(const RowProblem& problem, int64_t vectors, int rows_in_flight
   plan.rows_in_flight = rows_in_flight;
   plan.threads = cuda::chosen_threads(problem.choice, 32, threads, threads);
   plan.cluster = cuda::chosen_cluster(problem.choice, 1, 1);
-  resident *= threads / plan.threads;
+  // A multiprocessor has a KB more than a block may have, and takes one for each block.
+  const int64_t by_shared = (device.shared_bytes + 1024) / (static_bytes + 1024);
+  const int64_t resident = device.multiprocessors * std::min<int64_t>(blocks * (threads / plan.threads), by_shared);
   const int64_t useful = ceil_div(problem.rows, int64_t(plan.threads / plan.lanes) * rows_in_flight);
   plan.blocks = cuda::chosen_blocks(problem.choice, 1, resident, std::min(useful, resident));
   plan.kept_vectors = vectors;
   return plan;
+}
+
+// Rows that are worked on at a time, each by a cluster.
+int64_t resident_clusters(const DeviceLimits& device, int cluster, int64_t blocks_per_multiprocessor) {
+  for (int i = 0; i < 4; ++i)
+    if (cluster == 2 << i && device.resident_clusters[i] > 0)
+      return device.resident_clusters[i] * blocks_per_multiprocessor;
+  return std::max<int64_t>(device.multiprocessors * blocks_per_multiprocessor / cluster, 1);
 }
 
 RowPlan forward_plan(const RowProblem& problem, const DeviceLimits& device);
@@ -77,7 +88,7 @@ RowPlan forward_plan(const RowProblem& problem, const DeviceLimits& device) {
   plan.registers = registers_within(forward_block_threads, 1);
   if (vectors <= 32 * warp_vectors && allowed(choice, Residency::Warp)) {
     plan = warp_plan(problem, vectors, forward_rows_in_flight(vectors_per_lane(vectors)), forward_warp_threads,
-                     int64_t(device.multiprocessors) * forward_warp_blocks);
+                     forward_warp_blocks, 0, device);
     plan.registers = registers_within(forward_warp_threads, forward_warp_blocks);
     return plan;
   }
@@ -129,7 +140,7 @@ RowPlan backward_plan(const RowProblem& problem, const DeviceLimits& device) {
   if (vectors <= 32 * warp_vectors && allowed(choice, Residency::Warp)) {
     const int per_lane = vectors_per_lane(vectors);
     plan = warp_plan(problem, vectors, backward_rows_in_flight(per_lane), backward_warp_threads(per_lane),
-                     int64_t(device.multiprocessors) * backward_warp_blocks);
+                     backward_warp_blocks, backward_static_bytes, device);
     plan.partial_rows = plan.blocks;
     plan.static_bytes = backward_static_bytes;
     plan.registers = registers_within(backward_warp_threads(per_lane), backward_warp_blocks);
@@ -170,7 +181,7 @@ RowPlan backward_plan(const RowProblem& problem, const DeviceLimits& device) {
     plan.partial_rows = plan.blocks / tiles;
     return plan;
   }
-  const int64_t resident = std::max<int64_t>(device.multiprocessors * blocks_per_multiprocessor / plan.cluster, 1);
+  const int64_t resident = resident_clusters(device, plan.cluster, blocks_per_multiprocessor);
   const int64_t most = std::min(problem.rows, resident) * plan.cluster;
   plan.blocks = chosen_blocks(choice, plan.cluster, most, most);
   plan.partial_rows = plan.blocks / plan.cluster;

@@ -3,6 +3,8 @@
 // without a GPU. Everything but `blocks` depends on cols, the types and the device alone, never on rows or addresses:
 // that is what makes a row's result independent of the batch around it.
 #pragma once
+#include <array>
+
 #include "row_norm.h"
 
 namespace torchfastnorm {
@@ -18,6 +20,10 @@ struct DeviceLimits {
   int multiprocessors;
   int shared_bytes;    // dynamic shared memory that one block may have
   int cluster_blocks;  // largest cluster; 1: the device has none
+
+  // Clusters of 2, 4, 8 and 16 blocks that are resident at a time if each block fills a multiprocessor: a cluster lies
+  // within a GPC, which need not have a multiple of so many. 0: as many as the multiprocessors make.
+  std::array<int, 4> resident_clusters{};
 };
 
 // Which kernel the types of a call mean. Kernels are compiled for input, output and what is normalised all of one

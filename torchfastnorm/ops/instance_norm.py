@@ -36,7 +36,8 @@ def instance_norm(
 
     with the mean and the biased variance of each channel of each sample if ``use_input_stats``, and the running ones
     otherwise. Statistics and arithmetic are in float32 (float64 for float64), rounded once. With ``use_input_stats``,
-    running statistics that are given move towards the mean and the unbiased variance, averaged over the samples.
+    running statistics that are given become ``(1 - momentum) * running + momentum * s``, s the mean and the unbiased
+    variance, averaged over the samples.
 
     Args:
         input: float32, float64, float16 or bfloat16, of shape ``(N, C, *)``. Contiguous and channels_last tensors are

@@ -34,8 +34,8 @@ def layer_norm(
         input: float32, float64, float16 or bfloat16, of shape ``(*, *normalized_shape)``. Read without a copy if its
             normalized dimensions are contiguous and its leading ones merge into at most three strides.
         normalized_shape: sizes of the dimensions to normalize over, a tuple or list of ints.
-        weight, bias: of shape ``normalized_shape``, of any of these dtypes, or None for ones and zeros.
-        eps: added to the variance.
+        weight, bias: of shape ``normalized_shape``, of any of these dtypes, or None for ones and zeros. Default: None.
+        eps: added to the variance. Default: 1e-5.
         out_dtype: dtype of the result; default: input's, under autocast too.
 
     Returns:

@@ -33,8 +33,9 @@ def rms_norm(
         input: float32, float64, float16 or bfloat16, of shape ``(*, *normalized_shape)``. Read without a copy if its
             normalized dimensions are contiguous and its leading ones merge into at most three strides.
         normalized_shape: sizes of the dimensions to normalize over, a tuple or list of ints.
-        weight: of shape ``normalized_shape``, of any of these dtypes, or None for ones.
+        weight: of shape ``normalized_shape``, of any of these dtypes, or None for ones. Default: None.
         eps: added to the mean square; None: the machine epsilon of float32 (of float64 for float64).
+            Default: None.
         out_dtype: dtype of the result; default: input's, under autocast too.
 
     Returns:
@@ -77,6 +78,7 @@ def add_rms_norm(
         residual: of input's shape, of any of the four floating dtypes.
         normalized_shape, weight: as in :func:`rms_norm`.
         eps: added to the mean square; None: the machine epsilon of float32 (of float64 for a float64 residual).
+            Default: None.
         out_dtype: dtype of the first result; default: input's.
 
     Returns:

@@ -31,8 +31,11 @@ using cudasim::LaunchConfig;
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <mutex>
+#include <set>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #define SHARED(type, name, ...) __shared__ type name __VA_ARGS__
 #define DYNAMIC_SHARED(type, name)                                    \
@@ -54,12 +57,28 @@ inline void check(cudaError_t error, const char* what) {
     throw std::runtime_error(std::string("torchfastnorm: CUDA error in ") + what + ": " + cudaGetErrorString(error));
 }
 
+// A block has 48 KB of shared memory, static and dynamic together, unless its kernel is allowed more. A kernel's first
+// launch on a device allows all there is: what a launch needs, allowed for it alone, another thread's launch of the
+// same kernel could lower before it begins.
+inline void allow_shared_memory(const void* function, const char* name) {
+  static std::mutex mutex;
+  static std::set<std::pair<const void*, int>> allowed;
+  int device = 0, most = 0;
+  check(cudaGetDevice(&device), name);
+  std::lock_guard<std::mutex> lock(mutex);
+  if (allowed.count({function, device})) return;
+  cudaFuncAttributes attributes{};
+  check(cudaFuncGetAttributes(&attributes, function), name);
+  check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), name);
+  const int dynamic = most - int(attributes.sharedSizeBytes);
+  check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic), name);
+  allowed.insert({function, device});
+}
+
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), const LaunchConfig& config, cudaStream_t stream, Arguments&&... arguments) {
   const auto* function = reinterpret_cast<const void*>(kernel);
-  // Two host calls of well under a microsecond, and only for kernels that need them.
-  if (config.smem > 48 * 1024)
-    check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(config.smem)), config.name);
+  if (config.smem > 0) allow_shared_memory(function, config.name);
   if (config.cluster > 8)
     check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), config.name);
   cudaLaunchConfig_t launch_config{};
