@@ -204,10 +204,16 @@ struct FirstForward {
     const PlaneGeometry& g = call.geometry;
     const auto apply_to = apply_of(call);
     const int64_t of_plane = block_count(g.spatial);
+    // Counted on, not divided again: divisions take as long as a tiny plane.
+    int64_t piece = begin % of_plane, channel = begin / of_plane % g.channels, sample = begin / of_plane / g.channels;
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t plane = i / of_plane, sample = plane / g.channels, channel = plane % g.channels;
-      const int64_t set = sample / g.slab_samples * g.groups + channel / g.per_set;
-      apply_to(call, sample, sample + 1, channel, set, block_span(i % of_plane, g.spatial), 0);
+      const int64_t set = (g.batch ? 0 : sample * g.groups) + (g.per_set == 1 ? channel : channel / g.per_set);
+      apply_to(call, sample, sample + 1, channel, set, block_span(piece, g.spatial), 0);
+      if (++piece < of_plane) continue;
+      piece = 0;
+      if (++channel < g.channels) continue;
+      channel = 0;
+      ++sample;
     }
     finish_stores(goes_past(call));
   }

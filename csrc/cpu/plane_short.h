@@ -85,14 +85,15 @@ struct ShortForward {
     }
   }
 
+  // The samples [begin, end), last first.
   template <Follow FOLLOW>
-  static __attribute__((noinline)) void apply(const Call& call, Columns tile) {
+  static __attribute__((noinline)) void apply(const Call& call, int64_t begin, int64_t end, Columns tile) {
     const PlaneNormForward& a = *call.arguments;
     const PlaneGeometry& g = call.geometry;
     A scale[kShortTile];
     for (int64_t c = tile.begin; c < tile.end; ++c)
       scale[c - tile.begin] = static_cast<const A*>(call.rstd)[c] * static_cast<const A*>(call.weight)[c];
-    for (int64_t sample = g.slab_samples - 1; sample >= 0; --sample)
+    for (int64_t sample = end - 1; sample >= begin; --sample)
       for (int64_t channel = tile.begin; channel < tile.end; ++channel) {
         const int64_t offset = (sample * g.channels + channel) * g.spatial;
         const T* const x = static_cast<const T*>(a.x) + offset;
@@ -112,9 +113,13 @@ struct ShortForward {
       }
   }
 
+  static auto apply_of(const Call& call) {
+    return by_follow(*call.arguments, [](auto follow) { return apply<decltype(follow)::value>; });
+  }
+
   static void sets(const Call& call, int64_t begin, int64_t end) {
     const PlaneGeometry& g = call.geometry;
-    const auto apply_to = by_follow(*call.arguments, [](auto follow) { return apply<decltype(follow)::value>; });
+    const auto apply_to = apply_of(call);
     const int64_t samples = cut_of(g.slab_samples, g.spatial).planes;
     for (int64_t first = begin; first < end; first += short_tile(g)) {
       const Columns tile{first, first + short_tile(g) < end ? first + short_tile(g) : end};
@@ -125,7 +130,19 @@ struct ShortForward {
                      left < samples ? left : samples, tile.end - first, moments);
       }
       for (int64_t c = first; c < tile.end; ++c) finish_set<A>(call, c, moments[c - first]);
-      apply_to(call, tile);
+      apply_to(call, 0, g.slab_samples, tile);
+    }
+  }
+
+  // Planes, sample by sample.
+  static void pieces(const Call& call, int64_t begin, int64_t end) {
+    const int64_t channels = call.geometry.channels;
+    const auto apply_to = apply_of(call);
+    for (int64_t first = begin, next; first < end; first = next) {
+      const int64_t sample = first / channels, channel = first % channels;
+      const int64_t left = end - first < channels - channel ? end - first : channels - channel;
+      next = first + (left < kShortTile ? left : kShortTile);
+      apply_to(call, sample, sample + 1, {channel, channel + (next - first)});
     }
   }
 };
