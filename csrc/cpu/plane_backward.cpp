@@ -12,7 +12,6 @@ namespace {
 
 // g of so many elements stays in the second-level cache with all else of a set. A ReLU's is formed again sooner.
 constexpr int64_t kKeptElements = 1 << 17;
-bool takes_long(Activation activation) { return activation >= Activation::Elu; }
 
 PlaneBackwardCall prepare(const PlaneNormBackward& a, Sets sets, Workspace& workspace) {
   const DType stat = accumulator_of(a.type);

@@ -101,9 +101,11 @@ struct FirstBackward {
   }
 
   // Planes of a sample that are short runs: the sums of up to four at once. Where there are fewer, the first is in the
-  // places of the others.
+  // places of the others. Not where g may be kept, which a call that wants no grad_x does not do: bits are the same.
   static TFN_INLINE bool by_four(const Call& call) {
-    return !call.geometry.batch && !call.arguments->mask && !call.keeps_g && short_run<T>(call.geometry.spatial);
+    const PlaneNormBackward& a = *call.arguments;
+    return call.sums && !call.geometry.batch && !a.mask && !takes_long(a.activation) &&
+           short_run<T>(call.geometry.spatial);
   }
   static TFN_INLINE PlaneBlock plane_block(const PlaneGeometry& g, int64_t slab, int64_t channel) {
     const int64_t plane = slab * g.channels + channel;
@@ -249,6 +251,7 @@ struct FirstBackward {
   static void sets_by_four(const Call& call, const Kernels& kernels, int64_t slab, int64_t begin, int64_t end) {
     const PlaneGeometry& g = call.geometry;
     const int64_t first = begin * g.per_set, last = end * g.per_set;
+    const bool small = small_sets<T>(g);
     const int64_t to_next = call.apply ? bytes_to_next_set<T>(g) * kShortGroup : 0;
     GradientSums of_four[kShortGroup];
     int64_t channel = first;
@@ -261,8 +264,10 @@ struct FirstBackward {
         finish_channel(call, slab, channel, of_four[i], of_set);
       }
       finish_set<A>(call, set, of_set, call.counts[slab] * double(g.per_set));
-      for (int64_t c = set_begin; call.apply && c < channel; ++c)
+      for (int64_t i = 0; call.apply && i < g.per_set; ++i) {
+        const int64_t c = small ? set_begin + i : channel - 1 - i;
         kernels.apply(call, c, set, plane_block(g, slab, c), to_next, nullptr);
+      }
     }
   }
 

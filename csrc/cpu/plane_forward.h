@@ -54,7 +54,7 @@ inline PlaneForwardKernels plane_forward_kernels(const PlaneForwardCall& call) {
             by_tiles ? ShortForward<T>::sets : First::sets,
             First::moments,
             First::finish,
-            by_tiles ? ShortForward<T>::pieces : First::pieces,
+            by_tiles && !First::goes_past(call) ? ShortForward<T>::pieces : First::pieces,
             Last::scratch,
             Last::slabs,
             Last::moments,

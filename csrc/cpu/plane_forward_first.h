@@ -4,9 +4,9 @@
 // written; those of a large set as far as they are still there, last plane first. In phases (fewer sets than threads) x
 // is read twice.
 //
-// Statistics: of a block sums of d = x - shift and d * d, the shift a mean of its first elements, so that the squares
-// that cancel in  sum(d * d) - sum(d)^2 / n  are at most some kBlock / kAsked times what remains. A constant set has
-// variance zero. Blocks are merged in double.
+// Statistics: of a block sums of d = x - shift and d * d, the shift a mean of its first elements (of all, where four
+// are taken at once), so that the squares that cancel in  sum(d * d) - sum(d)^2 / n  are at most some kBlock / kAsked
+// times what remains. A constant set has variance zero. Blocks are merged in double.
 #pragma once
 #include "plane_loops.h"
 

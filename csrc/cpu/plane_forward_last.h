@@ -18,7 +18,7 @@
 namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET {
 
 constexpr int64_t kStrip = 32;                 // rows summed in A
-constexpr int kAccumulated = 8, kApplied = 1;  // rows at a time, of all tensors that are read together
+constexpr int kAccumulated = 8, kApplied = 1;  // rows at a time; backward, of two tensors, half
 
 // f(rows at once, begin, rows) over the counted rows of [begin, end): ROWS at once as long as that goes, else one.
 template <int ROWS, class F>

@@ -135,6 +135,9 @@ inline int64_t slab_parts(const PlaneGeometry& g) {
 
 // ---- calls
 
+// An exp or an erf: g is kept between the two passes of a backward where there is room, rather than formed twice.
+inline bool takes_long(Activation activation) { return activation >= Activation::Elu; }
+
 struct PlaneForwardCall {
   const PlaneNormForward* arguments;
   PlaneGeometry geometry;

@@ -5,7 +5,7 @@
 //      for each sample      for each channel of the tile      its plane: a few vectors, into the channel's sums
 //
 // and memory is read in runs of a tile's planes. Otherwise as plane_forward_first.h and plane_backward_first.h say. A
-// channel's result does not depend on its tile; without a mask, and never in phases (short_planes).
+// channel's result does not depend on its tile; without a mask, and statistics never in phases (short_planes).
 #pragma once
 #include "plane_backward_first.h"
 #include "plane_forward_first.h"

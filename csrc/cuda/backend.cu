@@ -76,9 +76,11 @@ void find_clusters(DeviceLimits& limits) {
   const auto* function = reinterpret_cast<const void*>(probe);
   check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, limits.shared_bytes), "probe");
   check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "probe");
-  for (int i = 0; i < 4; ++i) limits.resident_clusters[i] = resident_clusters(2 << i, limits.shared_bytes);
-  // 8 blocks are portable; 16 are an opt-in that not every device has.
-  limits.cluster_blocks = limits.resident_clusters[3] > 0 ? 16 : 8;
+  limits.cluster_blocks = 8;  // portable, should the driver not tell
+  for (int i = 0; i < 4; ++i) {
+    limits.resident_clusters[i] = resident_clusters(2 << i, limits.shared_bytes);
+    if (limits.resident_clusters[i] > 0) limits.cluster_blocks = 2 << i;
+  }
 }
 
 }  // namespace

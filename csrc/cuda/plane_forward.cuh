@@ -351,7 +351,8 @@ __global__ void __launch_bounds__(TEAM == Team::Cluster ? cluster_team_threads :
           }
           forward.update(c, forward.running(c), quotient(mean, A(g.samples)), quotient(variance, A(g.samples)));
         }
-        if (a.batches != nullptr) cooperative_groups::this_grid().sync();  // each has read it that raise_batches writes
+        // A cumulative average: every block has read `batches` before it is raised.
+        if (a.momentum < A(0)) cooperative_groups::this_grid().sync();
       }
       forward.raise_batches();
     } else if (a.mean != nullptr) {

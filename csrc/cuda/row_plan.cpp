@@ -22,6 +22,12 @@ int64_t power_of_two_from(int64_t n) {
 // Short rows: `lanes` threads a row, and a persistent grid of as many blocks as are resident, or as rows there are.
 int vectors_per_lane(int64_t vectors) { return vectors <= 32 ? 1 : cuda::warp_vectors; }
 
+// Blocks of so much shared memory on a multiprocessor, which has a KB more than a block may have, and takes one of
+// each.
+int64_t by_shared_memory(const DeviceLimits& device, int64_t bytes) {
+  return (device.shared_bytes + 1024) / (bytes + 1024);
+}
+
 RowPlan warp_plan(const RowProblem& problem, int64_t vectors, int rows_in_flight, int threads, int blocks,
                   int static_bytes, const DeviceLimits& device) {
   RowPlan plan{};
@@ -31,9 +37,8 @@ RowPlan warp_plan(const RowProblem& problem, int64_t vectors, int rows_in_flight
   plan.rows_in_flight = rows_in_flight;
   plan.threads = cuda::chosen_threads(problem.choice, 32, threads, threads);
   plan.cluster = cuda::chosen_cluster(problem.choice, 1, 1);
-  // A multiprocessor has a KB more than a block may have, and takes one for each block.
-  const int64_t by_shared = (device.shared_bytes + 1024) / (static_bytes + 1024);
-  const int64_t resident = device.multiprocessors * std::min<int64_t>(blocks * (threads / plan.threads), by_shared);
+  const int64_t resident = device.multiprocessors *
+                           std::min<int64_t>(blocks * (threads / plan.threads), by_shared_memory(device, static_bytes));
   const int64_t useful = ceil_div(problem.rows, int64_t(plan.threads / plan.lanes) * rows_in_flight);
   plan.blocks = cuda::chosen_blocks(problem.choice, 1, resident, std::min(useful, resident));
   plan.kept_vectors = vectors;
@@ -161,7 +166,8 @@ RowPlan backward_plan(const RowProblem& problem, const DeviceLimits& device) {
     plan.vectors = register_vectors;
     const int64_t least = whole_warps(ceil_div(slice, plan.vectors));
     plan.threads = chosen_threads(choice, least, backward_block_threads, least);
-    blocks_per_multiprocessor = backward_block_threads / plan.threads;
+    blocks_per_multiprocessor =
+        std::min<int64_t>(backward_block_threads / plan.threads, by_shared_memory(device, backward_static_bytes));
   } else if (sum_bytes <= device.shared_bytes - backward_static_bytes && allowed(choice, Residency::Shared)) {
     require(!chosen(choice, Residency::Registers), "a row is too long for the registers of its blocks");
     plan.residency = Residency::Shared;

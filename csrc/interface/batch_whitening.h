@@ -14,7 +14,7 @@
 //
 // A pointer's type is the DType named beside it; "stat" is accumulator_of(type). u, v and y are contiguous in `layout`,
 // matrices have their columns contiguous. Products are formed and added up in stat: float stays float, also where
-// tensor cores multiply (there in parts that together keep 21 bits or more). There is at least one position, and width
+// tensor cores multiply (there in parts that together keep 22 bits). There is at least one position, and width
 // >= 1. Results depend neither on the number of threads nor on their order. No pointer needs to be aligned beyond its
 // element. Outputs never overlap inputs or each other.
 #pragma once
