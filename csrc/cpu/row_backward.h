@@ -149,6 +149,8 @@ struct RowBackward {
     });
     const int64_t grad_y_ahead = converts(a) ? 0 : bytes_ahead<G>(a.grad_y_layout, row, ROWS, a.rows, a.cols);
     const int64_t h_ahead = bytes_ahead<H>(a.h_layout, row, ROWS, a.rows, a.cols);
+    const int64_t grad_sum_ahead =
+        EXTRAS && a.grad_sum ? bytes_ahead<H>(a.grad_sum_layout, row, ROWS, a.rows, a.cols) : 0;
     const int64_t grad_h_ahead = a.grad_h && !past ? output_ahead<H>(a.cols) : 0;
     const bool parameters = ROWS > 1 || weight_sums;
     const bool has_grad_sum = EXTRAS && a.grad_sum, has_grad_h = !EXTRAS || a.grad_h;
@@ -157,6 +159,7 @@ struct RowBackward {
       repeat<ROWS>([&](auto i) __attribute__((always_inline)) {
         fetch_run_to_read<run>(grad_y[i] + c, grad_y_ahead);
         fetch_run_to_read<run>(h[i] + c, h_ahead);
+        if (grad_sum_ahead) fetch_run_to_read<run>(grad_sum[i] + c, grad_sum_ahead);
         if (grad_h_ahead) fetch_run_to_write<run>(grad_h[i] + c, grad_h_ahead);
       });
     };
