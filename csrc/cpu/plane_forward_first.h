@@ -102,6 +102,7 @@ struct FirstForward {
       T* const y = static_cast<T*>(a.y) + offset;
       uint8_t* const signs = signs_of<T>(a.signs, sample * g.channels + channel, g.spatial, span.begin);
       const auto fetch = [=](int64_t c, auto run) __attribute__((always_inline)) {
+        if (residual) fetch_run_to_read<run>(residual + c, x_ahead ? x_ahead : kReadAhead);
         if (x_ahead)
           fetch_run_to_read<run>(x + c, x_ahead);
         else if (!past)

@@ -234,6 +234,7 @@ struct LastForward {
         repeat<ROWS>([&](auto row) __attribute__((always_inline)) {
           const Data at = first.at_row(row);
           fetch_run_to_read<run>(at.x + c, read_ahead);
+          if (at.residual) fetch_run_to_read<run>(at.residual + c, read_ahead);
           if (!at.past) fetch_run_to_write<run>(at.y + c, write_ahead);
         });
       };

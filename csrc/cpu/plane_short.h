@@ -103,8 +103,10 @@ struct ShortForward {
         const Vector<A> of_d = splat(scale[channel - tile.begin]);
         const Vector<A> bias = splat(static_cast<const A*>(call.bias)[channel]);
         uint8_t* const signs = signs_of<T>(a.signs, sample * g.channels + channel, g.spatial, 0);
-        const auto fetch = [=](int64_t c, auto run)
-                               __attribute__((always_inline)) { fetch_run_to_write<run>(y + c, kWriteAhead); };
+        const auto fetch = [=](int64_t c, auto run) __attribute__((always_inline)) {
+          if (residual) fetch_run_to_read<run>(residual + c, kWriteAhead);
+          fetch_run_to_write<run>(y + c, kWriteAhead);
+        };
         write_elements<T>(g.spatial, {y}, signs, /*past=*/false, fetch,
                           [=, &a](int64_t c, auto lanes) __attribute__((always_inline)) -> Values<A, 1> {
                             const Vector<A> v = affine(Vector<A>(load(x + c, lanes) - mean), of_d, bias);
