@@ -131,7 +131,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "command": " ".join(["python -m bench", *sys.argv[1:]]),
         "versions": _versions(),
         "build": torchfastnorm.build_info(),
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.release().partition('-')[0]}, {' '.join(platform.libc_ver())}",
         "allocator": allocator.in_force(),
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }

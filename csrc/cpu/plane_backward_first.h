@@ -101,7 +101,8 @@ struct FirstBackward {
   }
 
   // Planes of a sample that are short runs: the sums of up to four at once. Where there are fewer, the first is in the
-  // places of the others. Not where g may be kept, which a call that wants no grad_x does not do: bits are the same.
+  // places of the others. Not where g may be kept: whether it is depends on which gradients are wanted, their bits must
+  // not.
   static TFN_INLINE bool by_four(const Call& call) {
     const PlaneNormBackward& a = *call.arguments;
     return call.sums && !call.geometry.batch && !a.mask && !takes_long(a.activation) &&

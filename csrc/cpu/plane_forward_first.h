@@ -192,7 +192,6 @@ struct FirstForward {
   static void finish(const Call& call, int64_t begin, int64_t end) {
     const PlaneGeometry& g = call.geometry;
     const Cut cut = cut_of(planes_of(g, 0, 0, g.per_set).count, g.spatial);
-    Moments of_four[kShortGroup];
     for (int64_t set = begin; set < end; ++set) {
       Moments moments{};
       for (int64_t block = 0; block < cut.blocks; ++block)
