@@ -12,7 +12,10 @@ import torchfastnorm
 from torchfastnorm import functional as F
 
 # Rows and planes of whole cache lines, in each of the ways that a kernel takes them, and of others.
-ROWS = {"short": (37, 64), "several": (9, 1024), "blocks": (5, 20480), "by columns": (1, 20480), "not whole": (9, 1000)}
+ROWS = {
+    "short": (37, 64), "several": (9, 1024), "blocks": (5, 20480), "by columns": (1, 20480), "not whole": (9, 1000),
+    "several, not whole": (9, 4095), "blocks, not whole": (5, 20483), "by columns, not whole": (1, 20483),
+}  # fmt: skip
 PLANES = {"short": (8, 64, 4, 8), "pieces": (2, 3, 96, 96), "sets": (2, 64, 16, 16), "not whole": (2, 34, 7, 9)}
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 

@@ -90,7 +90,9 @@ struct RowBackward {
   }
   static TFN_INLINE bool goes_past(const RowNormBackward& a) {
     const int64_t read = size_of(a.y_type) + (a.grad_sum ? 2 : 1) * int64_t(sizeof(H));
-    return a.grad_h && rows_go_past_caches<H>(a.grad_h, a.cols, a.rows * a.cols * (read + int64_t(sizeof(H))));
+    // Rows that are taken several at a time stay so: how many decides the order of the parameters' sums.
+    return a.grad_h && rows_go_past_caches<H>(a.grad_h, a.cols, a.rows * a.cols * (read + int64_t(sizeof(H)))) &&
+           (lines_are_whole<H>(a.grad_h, a.cols) || !grouped<H>(a.cols, kBackwardGroup));
   }
   static TFN_INLINE A mean_of(const RowNormBackward& a, int64_t row) {
     return CENTERED ? static_cast<const A*>(a.mean)[row] : A(0);
@@ -163,7 +165,8 @@ struct RowBackward {
         if (grad_h_ahead) fetch_run_to_write<run>(grad_h[i] + c, grad_h_ahead);
       });
     };
-    for_columns<A>(span.count, fetch, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+    const int64_t head = ROWS == 1 && has_grad_h ? columns_to_line(past, grad_h[0], span.count) : 0;
+    for_columns_after<A>(head, span.count, fetch, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
       const Vector<A> w = load(weight + c, lanes);
       Vector<A> of_weight[ROWS], of_bias[ROWS];
       repeat<ROWS>([&](auto i) __attribute__((always_inline)) {

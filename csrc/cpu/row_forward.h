@@ -173,7 +173,8 @@ struct RowForward {
         if (y_ahead) fetch_run_to_write<run>(y[i] + c, y_ahead);
       });
     };
-    for_columns<A>(span.count, fetch, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+    const int64_t head = ROWS == 1 ? columns_to_line(past, y[0], span.count) : 0;
+    for_columns_after<A>(head, span.count, fetch, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
       Vector<A> scale{}, shift{};
       if constexpr (AFFINE) scale = load(w + c, lanes);
       if constexpr (AFFINE && CENTERED) shift = load(b + c, lanes);
@@ -272,7 +273,7 @@ struct RowForward {
         short_group(a, row, end - row < kShortGroup ? end - row : kShortGroup, add, weight, bias, past);
       return finish_stores(past);
     }
-    if (!converts(a) && grouped<H>(a.cols, kForwardGroup))
+    if (!converts(a) && grouped<H>(a.cols, kForwardGroup) && !(past && !lines_are_whole<Y>(a.y, a.cols)))
       for (; row + kForwardGroup <= end; row += kForwardGroup) group<kForwardGroup>(a, row, add, weight, bias, past);
     for (; row < end; ++row) group<1>(a, row, add, weight, bias, past);
     finish_stores(past);

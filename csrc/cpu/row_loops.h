@@ -40,11 +40,28 @@ TFN_INLINE int64_t bytes_ahead(const RowLayout& layout, int64_t row, int64_t row
 }
 
 // goes_past_caches (row_kernels.h), for rows of T. Of short rows of 16 bits, taken four at a time, half lines lie too
-// far apart.
+// far apart. Long rows of wider types go past the caches wherever they begin, if they are taken one at a time: the line
+// that two rows share is stored as usual, and vectors begin behind it (for_columns_after).
 template <class T>
 TFN_INLINE bool rows_go_past_caches(const void* rows, int64_t cols, int64_t all_bytes) {
   const int64_t bytes = cols * int64_t(sizeof(T));
-  return kStoresPast && (sizeof(T) > 2 || bytes > 512) && goes_past_caches(rows, bytes, all_bytes);
+  if (!kStoresPast || (sizeof(T) == 2 && bytes <= 512)) return false;
+  if (goes_past_caches(rows, bytes, all_bytes)) return true;
+  return sizeof(T) > 2 && bytes >= 1024 && reinterpret_cast<uintptr_t>(rows) % sizeof(T) == 0 &&
+         exceeds_caches(all_bytes);
+}
+template <class T>
+TFN_INLINE bool lines_are_whole(const void* rows, int64_t cols) {
+  return reinterpret_cast<uintptr_t>(rows) % 64 == 0 && cols * int64_t(sizeof(T)) % 64 == 0;
+}
+
+// Columns of a run of `cols` up to its first whole line, where it goes past the caches; else none.
+template <class T>
+TFN_INLINE int64_t columns_to_line(bool past, const T* run, int64_t cols) {
+  if (!kStoresPast || sizeof(T) == 2 || !past) return 0;
+  const int64_t into_line = int64_t(reinterpret_cast<uintptr_t>(run) % 64);
+  const int64_t head = into_line ? (64 - into_line) / int64_t(sizeof(T)) : 0;
+  return head < cols ? head : cols;
 }
 
 // totals[i] = sum over the columns of what body(column, lanes, sums) adds to sums[i]. Four chains of vectors at a

@@ -30,6 +30,15 @@ TFN_INLINE void for_columns(int64_t cols, Fetch fetch, Body body) {
   if (c < cols) body(c, Part{cols - c});
 }
 
+// The same in vectors that begin at column `head`, less than a vector, which is done first.
+template <class A, class Fetch, class Body>
+TFN_INLINE void for_columns_after(int64_t head, int64_t cols, Fetch fetch, Body body) {
+  if (head > 0) body(0, Part{head});
+  for_columns<A>(
+      cols - head, [&](int64_t c, auto run) __attribute__((always_inline)) { fetch(head + c, run); },
+      [&](int64_t c, auto lanes) __attribute__((always_inline)) { body(head + c, lanes); });
+}
+
 // Calls f with a value of the C++ type that `type` names.
 template <class F>
 TFN_INLINE auto by_type(DType type, F f) {
