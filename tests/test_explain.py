@@ -130,5 +130,7 @@ def test_a_backward_has_no_more_clusters_than_the_device_holds():
 
 def test_small_blocks_are_no_more_than_shared_memory_holds():
     """An RTX 5090's multiprocessor has 100 KB, and a block of a backward 10 KB."""
-    plan = torchfastnorm._C.row_plan(True, True, 10**6, 64, *[torch.float32] * 4, 170, 99 * 1024, 8, (0, 32, 0, 0))
-    assert plan["cooperative"] and plan["blocks"] * (plan["static_bytes"] + 1024) <= 170 * 100 * 1024
+    for regime, dtype in ((0, torch.float32), (1, torch.float64)):  # warp, registers
+        plan = torchfastnorm._C.row_plan(True, True, 10**6, 64, *[dtype] * 4, 170, 99 * 1024, 8, (regime, 32, 0, 0))
+        assert plan["cooperative"] and plan["threads"] == 32
+        assert plan["blocks"] * (plan["static_bytes"] + 1024) <= 170 * 100 * 1024

@@ -104,7 +104,7 @@ struct ShortForward {
         const Vector<A> bias = splat(static_cast<const A*>(call.bias)[channel]);
         uint8_t* const signs = signs_of<T>(a.signs, sample * g.channels + channel, g.spatial, 0);
         const auto fetch = [=](int64_t c, auto run) __attribute__((always_inline)) {
-          if (residual) fetch_run_to_read<run>(residual + c, kWriteAhead);
+          if (residual) fetch_run_to_read<run>(residual + c, kWriteAhead);  // within the tile's run, as y
           fetch_run_to_write<run>(y + c, kWriteAhead);
         };
         write_elements<T>(g.spatial, {y}, signs, /*past=*/false, fetch,

@@ -66,16 +66,20 @@ int resident_clusters(int blocks, int shared_bytes) {
   config.dynamicSmemBytes = size_t(shared_bytes);
   config.attrs = &cluster;
   config.numAttrs = 1;
+  const auto* function = reinterpret_cast<const void*>(probe);
+  const auto allow = [=](cudaFuncAttribute what, int value) {
+    return cudaFuncSetAttribute(function, what, value) == cudaSuccess;
+  };
   int count = 0;
-  if (cudaOccupancyMaxActiveClusters(&count, probe, &config) == cudaSuccess) return count;
+  if (allow(cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes) &&
+      (blocks <= 8 || allow(cudaFuncAttributeNonPortableClusterSizeAllowed, 1)) &&
+      cudaOccupancyMaxActiveClusters(&count, probe, &config) == cudaSuccess)
+    return count;
   cudaGetLastError();  // or the next launch would report it
   return 0;
 }
 
 void find_clusters(DeviceLimits& limits) {
-  const auto* function = reinterpret_cast<const void*>(probe);
-  check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, limits.shared_bytes), "probe");
-  check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "probe");
   limits.cluster_blocks = 8;  // portable, should the driver not tell
   for (int i = 0; i < 4; ++i) {
     limits.resident_clusters[i] = resident_clusters(2 << i, limits.shared_bytes);
