@@ -164,6 +164,28 @@ def test_nan_passes_the_activation(backend: TestBackend, op: PlaneOp, layout: st
 
 @all_ops
 @both_layouts
+@pytest.mark.parametrize("bits", (0x7FFFFFFF, -1, 0x7FC00000))
+@pytest.mark.parametrize("parameter", ("weight", "bias"))
+def test_every_nan_of_a_parameter_stays_one(
+    backend: TestBackend, op: PlaneOp, layout: str, bits: int, parameter: str
+) -> None:
+    """Also those that rounding to 16 bits as a number would carry into a zero: 0x7fffffff is what CUDA computes."""
+    for shape in ((3, 70, 6, 7), (2, 6, 23, 24), (2, 64, 1, 1)):
+        for activation in ("none", "relu", "silu"):
+            if op is INSTANCE_NORM and shape[2:] == (1, 1):
+                continue
+            case = make_plane_case(
+                op, shape, torch.bfloat16, param_dtype=torch.float32, activation=activation, device=backend.device
+            )
+            getattr(case, parameter).view(torch.int32)[3] = bits
+            results = evaluate(case.in_layout(layout))
+            assert results["y"][:, 3].isnan().all()
+            if parameter == "weight" or activation == "silu":
+                assert results["grad_x"][:, 3].isnan().all()
+
+
+@all_ops
+@both_layouts
 def test_overflow_of_the_output_is_infinite(backend: TestBackend, op: PlaneOp, layout: str) -> None:
     case = make_plane_case(op, (3, 6, 5, 7), torch.float16, layout=layout, device=backend.device)
     results = check(case.replace(weight=torch.full_like(case.weight, 6e4)))

@@ -36,9 +36,9 @@ struct FirstBackward {
             a.mask ? a.mask + block.mask_begin : nullptr,
             signs_of<T>(a.signs, block.first, spatial, block.skipped),
             block.step * sign_bytes(spatial, dtype_of<T>),
-            static_cast<const A*>(a.mean)[set],
-            static_cast<const A*>(a.rstd)[set] * static_cast<const A*>(call.weight)[channel],
-            static_cast<const A*>(call.bias)[channel]};
+            plain(static_cast<const A*>(a.mean)[set]),
+            plain(static_cast<const A*>(a.rstd)[set] * static_cast<const A*>(call.weight)[channel]),
+            plain(static_cast<const A*>(call.bias)[channel])};
   }
 
   // Where g is kept, in the order of a block's elements but for Even{}, which come before Odd{}.
@@ -85,7 +85,7 @@ struct FirstBackward {
                       Vector<A> d = load(from.x + i, lanes) - mean;
                       const T* const residual = from.residual ? from.residual + segment * stride : nullptr;
                       const uint8_t* const signs = from.signs ? from.signs + segment * from.signs_stride : nullptr;
-                      Vector<A> g = gradient<FOLLOW, A>(from.grad_y + segment * stride, residual, signs, d, scale, bias,
+                      Vector<A> g = gradient<FOLLOW, A>(load(from.grad_y + i, lanes), residual, signs, d, scale, bias,
                                                         activation, c, lanes);
                       if constexpr (FOLLOW == Follow::Anything)
                         if (from.mask) {
@@ -126,7 +126,7 @@ struct FirstBackward {
     sum_short_rows<A>(
         g.spatial, totals, [&](int64_t c, auto lanes, auto i, Vector<A>* s) __attribute__((always_inline)) {
           const Vector<A> d = load(from[i].x + c, lanes) - from[i].mean;
-          const Vector<A> v = gradient<FOLLOW, A>(from[i].grad_y, from[i].residual, from[i].signs, d,
+          const Vector<A> v = gradient<FOLLOW, A>(load(from[i].grad_y + c, lanes), from[i].residual, from[i].signs, d,
                                                   splat(from[i].scale), splat(from[i].bias), activation, c, lanes);
           s[0] += v;
           s[1] += v * d;
@@ -141,7 +141,7 @@ struct FirstBackward {
     const Channel all = channel_of(call, channel, set, block);
     const Vector<A> mean = splat(all.mean), scale = splat(all.scale), bias = splat(all.bias);
     const A* const coefficients = static_cast<const A*>(call.coefficients) + 2 * set;
-    const Vector<A> of_d = splat(coefficients[0]), constant = splat(coefficients[1]);
+    const Vector<A> of_d = splat(plain(coefficients[0])), constant = splat(plain(coefficients[1]));
     const bool past = goes_past(call);
     for (int64_t segment = block.segments - 1; segment >= 0; --segment) {
       const int64_t skipped = segment * block.stride;
@@ -164,9 +164,9 @@ struct FirstBackward {
       };
       const auto gradients = [=, &a](int64_t c, auto lanes) __attribute__((always_inline)) -> Values<A, 2> {
         const Vector<A> d = load(x + c, lanes) - mean;
-        Vector<A> g = kSmooth<FOLLOW> && of_segment
-                          ? load(of_segment + kept_at(c, lanes), whole_or_part(lanes))
-                          : gradient<FOLLOW, A>(grad_y, residual, signs, d, scale, bias, a.activation, c, lanes);
+        Vector<A> g = kSmooth<FOLLOW> && of_segment ? load(of_segment + kept_at(c, lanes), whole_or_part(lanes))
+                                                    : gradient<FOLLOW, A>(load(grad_y + c, lanes), residual, signs, d,
+                                                                          scale, bias, a.activation, c, lanes);
         Vector<A> result = plane_gradient(g, d, scale, of_d, constant);
         if constexpr (FOLLOW == Follow::Anything)
           if (mask) {

@@ -5,6 +5,11 @@
 
 namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET {
 
+// Rows at a time, as in forward.
+constexpr int kGradientsSummed = 4;
+template <class T>
+constexpr int kGradients = sizeof(T) == 2 ? 2 : 1;
+
 template <class T>
 struct LastBackward {
   using A = Accumulator<T>;
@@ -54,18 +59,20 @@ struct LastBackward {
     const PlaneNormBackward& a = *call.arguments;
     const PlaneGeometry& g = call.geometry;
     for_channels(g, slab, columns, [&](int64_t c, int64_t channel, int64_t set) __attribute__((always_inline)) {
-      p.mean[c] = static_cast<const A*>(a.mean)[set];
-      p.scale[c] = static_cast<const A*>(a.rstd)[set] * static_cast<const A*>(call.weight)[channel];
-      p.bias[c] = static_cast<const A*>(call.bias)[channel];
-      p.of_d[c] = static_cast<const A*>(call.coefficients)[2 * set];
-      p.constant[c] = static_cast<const A*>(call.coefficients)[2 * set + 1];
+      p.mean[c] = plain(static_cast<const A*>(a.mean)[set]);
+      p.scale[c] = plain(static_cast<const A*>(a.rstd)[set] * static_cast<const A*>(call.weight)[channel]);
+      p.bias[c] = plain(static_cast<const A*>(call.bias)[channel]);
+      p.of_d[c] = plain(static_cast<const A*>(call.coefficients)[2 * set]);
+      p.constant[c] = plain(static_cast<const A*>(call.coefficients)[2 * set + 1]);
     });
+    for (A* numbers : {p.mean, p.scale, p.bias, p.of_d, p.constant}) put_in_order<T>(numbers, columns.width());
   }
 
   template <Follow FOLLOW, int ROWS>
   static __attribute__((noinline)) void accumulate(const Data& data, int64_t rows, int64_t columns, Parameters& p,
                                                    Activation activation) {
     const int64_t ahead = rows_ahead<T>(kReadAhead, ROWS, columns) * data.stride * int64_t(sizeof(T));
+    const Vector<A> one = rounded(splat(A(1)));
     for (int64_t begin = 0; begin < rows; begin += ROWS) {
       const Data first = data.at_row(begin);
       const auto fetch = [=](int64_t c, auto run) __attribute__((always_inline)) {
@@ -75,20 +82,26 @@ struct LastBackward {
           fetch_run_to_read<run>(at.grad_y + c, ahead);
         });
       };
-      for_columns<A>(columns, fetch, [=, &p](int64_t c, auto lanes) __attribute__((always_inline)) {
-        const Vector<A> mean = load(p.mean + c, Whole{}), scale = load(p.scale + c, Whole{});
-        const Vector<A> bias = load(p.bias + c, Whole{});
-        Vector<A> sum[2]{}, centered[2]{};
+      for_lanes<T>(columns, fetch, [=, &p](int64_t c, auto... lanes) __attribute__((always_inline)) {
+        constexpr int N = sizeof...(lanes);
+        const Values<A, N> mean = load_numbers<N>(p.mean + c), scale = load_numbers<N>(p.scale + c);
+        const Values<A, N> bias = load_numbers<N>(p.bias + c);
+        Values<A, N> sums, centered;
         repeat<ROWS>([&](auto row) __attribute__((always_inline)) {
           const Data at = first.at_row(row);
-          const Vector<A> d = load(at.x + c, lanes) - mean;
-          const Vector<A> g =
-              gradient<FOLLOW, A>(at.grad_y, at.residual, at.signs, d, scale, bias, activation, c, lanes);
-          sum[row % 2] += g;
-          centered[row % 2] += g * d;
+          const Values<A, N> x = load_each(at.x + c, lanes...), grad_y = load_each(at.grad_y + c, lanes...);
+          each(
+              [&](auto i, auto lane) __attribute__((always_inline)) {
+                const Vector<A> d = x.of[i] - mean.of[i];
+                const Vector<A> g = gradient<FOLLOW, A>(grad_y.of[i], at.residual, at.signs, d, scale.of[i], bias.of[i],
+                                                        activation, c, lane);
+                sums.of[i] = row == 0 ? g : sums.of[i] + (row % 2 ? g * one : g);
+                centered.of[i] = row == 0 ? g * d : centered.of[i] + g * d;
+              },
+              lanes...);
         });
-        store(p.sums + c, load(p.sums + c, Whole{}) + (sum[0] + sum[1]), Whole{});
-        store(p.centered + c, load(p.centered + c, Whole{}) + (centered[0] + centered[1]), Whole{});
+        add_numbers(p.sums + c, sums);
+        add_numbers(p.centered + c, centered);
       });
     }
   }
@@ -109,18 +122,28 @@ struct LastBackward {
           if (at.grad_residual && !at.past) fetch_run_to_write<run>(at.grad_residual + c, write_ahead);
         });
       };
-      for_columns<A>(columns, fetch, [=, &p](int64_t c, auto lanes) __attribute__((always_inline)) {
-        const Vector<A> mean = load(p.mean + c, Whole{}), scale = load(p.scale + c, Whole{});
-        const Vector<A> bias = load(p.bias + c, Whole{});
-        const Vector<A> of_d = load(p.of_d + c, Whole{}), constant = load(p.constant + c, Whole{});
+      for_lanes<T>(columns, fetch, [=, &p](int64_t c, auto... lanes) __attribute__((always_inline)) {
+        constexpr int N = sizeof...(lanes);
+        const Values<A, N> mean = load_numbers<N>(p.mean + c), scale = load_numbers<N>(p.scale + c);
+        const Values<A, N> bias = load_numbers<N>(p.bias + c);
+        const Values<A, N> of_d = load_numbers<N>(p.of_d + c), constant = load_numbers<N>(p.constant + c);
+        Values<A, N> g[ROWS], grad_x[ROWS];
         repeat<ROWS>([&](auto row) __attribute__((always_inline)) {
           const Data at = first.at_row(row);
-          const Vector<A> d = load(at.x + c, lanes) - mean;
-          const Vector<A> g =
-              gradient<FOLLOW, A>(at.grad_y, at.residual, at.signs, d, scale, bias, activation, c, lanes);
-          if (at.grad_residual) store_past(at.past, at.grad_residual + c, g, lanes);
-          if (at.grad_x)
-            store_past(at.past, at.grad_x + c, Vector<A>(plane_gradient(g, d, scale, of_d, constant)), lanes);
+          const Values<A, N> x = load_each(at.x + c, lanes...), grad_y = load_each(at.grad_y + c, lanes...);
+          each(
+              [&](auto i, auto lane) __attribute__((always_inline)) {
+                const Vector<A> d = x.of[i] - mean.of[i];
+                g[row].of[i] = gradient<FOLLOW, A>(grad_y.of[i], at.residual, at.signs, d, scale.of[i], bias.of[i],
+                                                   activation, c, lane);
+                grad_x[row].of[i] = plane_gradient(g[row].of[i], d, scale.of[i], of_d.of[i], constant.of[i]);
+              },
+              lanes...);
+        });
+        repeat<ROWS>([&](auto row) __attribute__((always_inline)) {
+          const Data at = first.at_row(row);
+          if (at.grad_residual) store_each(at.past, at.grad_residual + c, g[row], lanes...);
+          if (at.grad_x) store_each(at.past, at.grad_x + c, grad_x[row], lanes...);
         });
       });
     }
@@ -129,8 +152,7 @@ struct LastBackward {
   template <Follow FOLLOW>
   static void sum_rows(const Call& call, const Data& data, const uint8_t* mask, int64_t begin, int64_t end,
                        int64_t width, Parameters& p) {
-    for (int64_t c = 0; c < whole_lanes<A>(width); ++c) p.sums[c] = p.centered[c] = 0;
-    for_rows<FOLLOW == Follow::Anything ? 1 : kAccumulated / 2>(
+    for_rows<FOLLOW == Follow::Anything ? 1 : kGradientsSummed>(
         mask, begin, end, [&](auto at_once, int64_t row, int64_t rows) __attribute__((always_inline)) {
           accumulate<FOLLOW, decltype(at_once)::value>(data.at_row(row), rows, width, p, call.arguments->activation);
         });
@@ -139,7 +161,7 @@ struct LastBackward {
   template <Follow FOLLOW>
   static void apply_rows(const Call& call, const Data& data, const uint8_t* mask, int64_t begin, int64_t end,
                          int64_t width, const Parameters& p) {
-    for_rows<FOLLOW == Follow::Anything ? 1 : kApplied>(
+    for_rows<FOLLOW == Follow::Anything ? 1 : kGradients<T>>(
         mask, begin, end, [&](auto at_once, int64_t row, int64_t rows) __attribute__((always_inline)) {
           apply<FOLLOW, decltype(at_once)::value>(data.at_row(row), rows, width, p, call.arguments->activation);
         });
@@ -169,16 +191,15 @@ struct LastBackward {
                                                      const uint8_t* mask, Rows rows, int64_t width, Parameters& p,
                                                      bool add, double* __restrict centered, double* __restrict sums) {
     const bool constant = !call.arguments->batch_statistics;
-    double of_rows[2][kTile];
-    for (int64_t c = 0; c < width; ++c) of_rows[0][c] = of_rows[1][c] = 0;
+    alignas(64) double of_rows[2][kTile];
+    for (int64_t c = 0; c < whole_lanes<A>(width); ++c)
+      p.sums[c] = p.centered[c] = A(of_rows[0][c] = of_rows[1][c] = 0);
     for (int64_t strip = rows.begin; strip < rows.end; strip += kStrip) {
       const int64_t strip_end = strip + kStrip < rows.end ? strip + kStrip : rows.end;
       if (call.sums) {
         kernels.sums(call, data, mask, strip, strip_end, width, p);
-        for (int64_t c = 0; c < width; ++c) {
-          of_rows[0][c] += double(p.centered[c]);
-          of_rows[1][c] += double(p.sums[c]);
-        }
+        finish_strip(of_rows[0], p.centered, width);
+        finish_strip(of_rows[1], p.sums, width);
       }
       if (constant && call.apply) kernels.apply(call, data, mask, strip, strip_end, width, p);
     }
@@ -202,16 +223,17 @@ struct LastBackward {
     const PlaneGeometry& g = call.geometry;
     const bool first = slab % slabs_per_part(g) == 0;
     double* const of_part = call.of_parts + slab / slabs_per_part(g) * 2 * g.channels;
-    for (int64_t c = 0; c < columns.width();) {
+    const int64_t width = columns.width();
+    for (int64_t c = 0; c < width;) {
       const int64_t group = (columns.begin + c) / g.per_set, end = c + g.per_set, set = slab * g.groups + group;
       const double rstd = double(static_cast<const A*>(call.arguments->rstd)[set]);
       GradientSums of_set{};
       for (; c < end; ++c) {
-        const int64_t channel = columns.begin + c;
-        const double weight = double(static_cast<const A*>(call.weight)[channel]), of_weight = centered[c] * rstd;
+        const int64_t channel = columns.begin + c, place = place_of_column<T>(c, width);
+        const double weight = double(static_cast<const A*>(call.weight)[channel]), of_weight = centered[place] * rstd;
         of_part[channel] = first ? of_weight : of_part[channel] + of_weight;
-        of_part[g.channels + channel] = first ? sums[c] : of_part[g.channels + channel] + sums[c];
-        of_set = {of_set.g + weight * sums[c], of_set.g_centered + weight * centered[c]};
+        of_part[g.channels + channel] = first ? sums[place] : of_part[g.channels + channel] + sums[place];
+        of_set = {of_set.g + weight * sums[place], of_set.g_centered + weight * centered[place]};
       }
       finish_set<A>(call, set, of_set, call.counts[slab] * double(g.per_set));
     }

@@ -90,9 +90,9 @@ struct FirstForward {
     const PlaneNormForward& a = *call.arguments;
     const PlaneGeometry& g = call.geometry;
     const A rstd = static_cast<const A*>(call.rstd)[set];
-    const Vector<A> mean = splat(static_cast<const A*>(call.mean)[set]);
-    const Vector<A> scale = splat(A(rstd * static_cast<const A*>(call.weight)[channel]));
-    const Vector<A> bias = splat(static_cast<const A*>(call.bias)[channel]);
+    const Vector<A> mean = splat(plain(static_cast<const A*>(call.mean)[set]));
+    const Vector<A> scale = splat(plain(A(rstd * static_cast<const A*>(call.weight)[channel])));
+    const Vector<A> bias = splat(plain(static_cast<const A*>(call.bias)[channel]));
     const bool past = goes_past(call);
     for (int64_t sample = end - 1; sample >= begin; --sample) {
       const int64_t offset = (sample * g.channels + channel) * g.spatial + span.begin;

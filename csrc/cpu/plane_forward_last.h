@@ -6,8 +6,12 @@
 //      sums     d = x - shift, sums of d and d * d                 over kRowBlock rows, kStrip rows in A, then double
 //      merged   block to block, chunk to chunk, channel to channel of a set
 //
-// The shift is a mean of kStrip / 2 rows of the block itself, so the squares that cancel in  sum(d * d) - sum(d)^2 / n
-// are at most some kRowBlock / kStrip times what remains.
+// The shift is a mean of kShiftRows rows of the block itself, so the squares that cancel in  sum(d * d) - sum(d)^2 / n
+// are at most some kRowBlock / kShiftRows times what remains.
+//
+// Numbers of columns (shift, sums, mean, scale, ...) lie in the order in which vectors take the columns: of bfloat16,
+// of each pair of vectors first those of the even columns, then those of the odd ones (kPaired). Only what a set is
+// made from (finish_sets) and what load_parameters reads is in the order of channels.
 //
 // Memory: whole rows, always. Columns alone would make better use of a cache, but rows lie at powers of two from each
 // other more often than not, and the columns of all rows then share a few of a cache's sets. What of a slab, or of a
@@ -17,8 +21,12 @@
 
 namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET {
 
-constexpr int64_t kStrip = 32;                 // rows summed in A
-constexpr int kAccumulated = 8, kApplied = 1;  // rows at a time; backward, of two tensors, half
+constexpr int64_t kShiftRows = 16;
+constexpr int64_t kStrip = 32;  // rows summed in A
+// Rows at a time (measured): more share what is loaded for the columns, fewer are read from memory in a better order.
+template <class T>
+constexpr int kSummed = sizeof(T) == 2 ? 8 : 4;
+constexpr int kApplied = 2;
 
 // f(rows at once, begin, rows) over the counted rows of [begin, end): ROWS at once as long as that goes, else one.
 template <int ROWS, class F>
@@ -47,16 +55,31 @@ TFN_INLINE void for_channels(const PlaneGeometry& g, int64_t slab, Columns colum
     for (; channel < next && channel < columns.end; ++channel)
       f(channel - columns.begin, channel, slab * g.groups + group);
 }
-template <class A>
-TFN_INLINE int64_t whole_lanes(int64_t columns) {
-  return (columns + kLanes<A> - 1) / kLanes<A> * kLanes<A>;
-}
+
 TFN_INLINE int64_t count_rows(const uint8_t* mask, int64_t begin, int64_t end) {
   if (!mask) return end - begin;
   int64_t count = 0;
   for (int64_t row = begin; row < end; ++row) count += mask[row];
   return count;
 }
+template <class A>
+TFN_INLINE int64_t whole_lanes(int64_t columns) {
+  return (columns + kLanes<A> - 1) / kLanes<A> * kLanes<A>;
+}
+// The sums of a strip go over into double, and begin anew.
+TFN_INLINE void add_wide(double* to, Floats v) {
+  store(to, load(to, Whole{}) + low(v), Whole{});
+  store(to + kLanes<double>, load(to + kLanes<double>, Whole{}) + high(v), Whole{});
+}
+TFN_INLINE void add_wide(double* to, Doubles v) { store(to, load(to, Whole{}) + v, Whole{}); }
+template <class A>
+TFN_INLINE void finish_strip(double* to, A* sums, int64_t columns) {
+  for (int64_t c = 0; c < columns; c += kLanes<A>) {
+    add_wide(to + c, load(sums + c, Whole{}));
+    store(sums + c, Vector<A>{}, Whole{});
+  }
+}
+
 TFN_INLINE const uint8_t* mask_of(const uint8_t* mask, const PlaneGeometry& g, int64_t slab) {
   return mask ? mask + slab * g.rows() : nullptr;
 }
@@ -71,28 +94,51 @@ struct LastForward {
     double wide_sums[kTile], wide_squares[kTile];
   };
 
-  // Sums over `rows` rows, ROWS at a time.
+  // Sums over `rows` rows, ROWS at a time. Half of the additions are written as those of a product: there are as many
+  // units for these, and additions alone would be the longest part.
   template <int ROWS>
   static __attribute__((noinline)) void accumulate(const T* x, int64_t rows, int64_t stride, int64_t columns,
                                                    Tile& tile) {
     const int64_t ahead = rows_ahead<T>(kReadAhead, ROWS, columns) * stride * int64_t(sizeof(T));
+    const Vector<A> one = rounded(splat(A(1)));
     for (; rows > 0; rows -= ROWS, x += ROWS * stride) {
       const auto fetch = [=](int64_t c, auto run) __attribute__((always_inline)) {
         repeat<ROWS>([&](auto row)
                          __attribute__((always_inline)) { fetch_run_to_read<run>(x + row * stride + c, ahead); });
       };
-      for_columns<A>(columns, fetch, [&, x, stride](int64_t c, auto lanes) __attribute__((always_inline)) {
-        const Vector<A> shift = load(tile.shift + c, Whole{});
-        Vector<A> sum[2]{}, square[2]{};
+      for_lanes<T>(columns, fetch, [&, x, stride](int64_t c, auto... lanes) __attribute__((always_inline)) {
+        constexpr int N = sizeof...(lanes);
+        const Values<A, N> shift = load_numbers<N>(tile.shift + c);
+        Values<A, N> sums, squares;
         repeat<ROWS>([&](auto row) __attribute__((always_inline)) {
-          const Vector<A> d = load(x + row * stride + c, lanes) - shift;
-          sum[row % 2] += d;
-          square[row % 2] += d * d;
+          const Values<A, N> v = load_each(x + row * stride + c, lanes...);
+          repeat<N>([&](auto i) __attribute__((always_inline)) {
+            const Vector<A> d = v.of[i] - shift.of[i];
+            sums.of[i] = row == 0 ? d : sums.of[i] + (row % 2 ? d * one : d);
+            squares.of[i] = row == 0 ? d * d : squares.of[i] + d * d;
+          });
         });
-        store(tile.sums + c, load(tile.sums + c, Whole{}) + (sum[0] + sum[1]), Whole{});
-        store(tile.squares + c, load(tile.squares + c, Whole{}) + (square[0] + square[1]), Whole{});
+        add_numbers(tile.sums + c, sums);
+        add_numbers(tile.squares + c, squares);
       });
     }
+  }
+  // The same without a shift, of x alone.
+  template <int ROWS>
+  static __attribute__((noinline)) void accumulate(const T* x, int64_t rows, int64_t stride, int64_t columns,
+                                                   A* numbers) {
+    const auto nothing = [](int64_t, auto) {};
+    for (; rows > 0; rows -= ROWS, x += ROWS * stride)
+      for_lanes<T>(columns, nothing, [=](int64_t c, auto... lanes) __attribute__((always_inline)) {
+        constexpr int N = sizeof...(lanes);
+        Values<A, N> sums;
+        repeat<ROWS>([&](auto row) __attribute__((always_inline)) {
+          const Values<A, N> v = load_each(x + row * stride + c, lanes...);
+          repeat<N>([&](auto i)
+                        __attribute__((always_inline)) { sums.of[i] = row == 0 ? v.of[i] : sums.of[i] + v.of[i]; });
+        });
+        add_numbers(numbers + c, sums);
+      });
   }
 
   // mean[0, width) and squares of the rows [begin, end) of x; returns how many of them count.
@@ -100,13 +146,7 @@ struct LastForward {
                                                           int64_t begin, int64_t end, int64_t width,
                                                           double* __restrict mean, double* __restrict squares) {
     alignas(64) Tile tile;
-    const auto add_rows = [&](int64_t from, int64_t to) __attribute__((always_inline)) {
-      for (int64_t c = 0; c < whole_lanes<A>(width); ++c) tile.sums[c] = tile.squares[c] = 0;
-      for_rows<kAccumulated>(mask, from, to,
-                             [&](auto at_once, int64_t row, int64_t rows) __attribute__((always_inline)) {
-                               accumulate<decltype(at_once)::value>(x + row * stride, rows, stride, width, tile);
-                             });
-    };
+    const int64_t lanes = whole_lanes<A>(width);
     for (int64_t c = 0; c < width; ++c) mean[c] = squares[c] = 0;
     double merged = 0;
     for (int64_t block = begin; block < end; block += kRowBlock) {
@@ -115,20 +155,24 @@ struct LastForward {
       if (count == 0) continue;
       int64_t first = block;
       while (mask && !mask[first]) ++first;
-      const int64_t first_end = first + kStrip / 2 < block_end ? first + kStrip / 2 : block_end;
-      for (int64_t c = 0; c < kTile; ++c) tile.shift[c] = 0;
-      add_rows(first, first_end);
-      const A share = A(1) / A(count_rows(mask, first, first_end));
-      for (int64_t c = 0; c < width; ++c) {
-        tile.shift[c] = tile.sums[c] * share;
+      const int64_t first_end = first + kShiftRows < block_end ? first + kShiftRows : block_end;
+      for (int64_t c = 0; c < lanes; ++c) {
+        tile.shift[c] = tile.sums[c] = tile.squares[c] = 0;
         tile.wide_sums[c] = tile.wide_squares[c] = 0;
       }
+      for_rows<kSummed<T>>(mask, first, first_end,
+                           [&](auto at_once, int64_t row, int64_t rows) __attribute__((always_inline)) {
+                             accumulate<decltype(at_once)::value>(x + row * stride, rows, stride, width, tile.shift);
+                           });
+      const A share = A(1) / A(count_rows(mask, first, first_end));
+      for (int64_t c = 0; c < width; ++c) tile.shift[c] *= share;
       for (int64_t strip = block; strip < block_end; strip += kStrip) {
-        add_rows(strip, strip + kStrip < block_end ? strip + kStrip : block_end);
-        for (int64_t c = 0; c < width; ++c) {
-          tile.wide_sums[c] += double(tile.sums[c]);
-          tile.wide_squares[c] += double(tile.squares[c]);
-        }
+        for_rows<kSummed<T>>(mask, strip, strip + kStrip < block_end ? strip + kStrip : block_end,
+                             [&](auto at_once, int64_t row, int64_t rows) __attribute__((always_inline)) {
+                               accumulate<decltype(at_once)::value>(x + row * stride, rows, stride, width, tile);
+                             });
+        finish_strip(tile.wide_sums, tile.sums, width);
+        finish_strip(tile.wide_squares, tile.squares, width);
       }
       const double to_mean = 1 / count, share_of_block = count / (merged + count);
       const double product = merged * share_of_block;
@@ -170,10 +214,14 @@ struct LastForward {
   static void finish_sets(const Call& call, int64_t slab, Columns columns, double count, const double* mean,
                           const double* squares) {
     const PlaneGeometry& g = call.geometry;
-    for (int64_t c = 0; c < columns.width();) {
+    const int64_t width = columns.width();
+    for (int64_t c = 0; c < width;) {
       const int64_t group = (columns.begin + c) / g.per_set, end = c + g.per_set;
       Moments moments{};
-      for (; c < end; ++c) moments = merge_two(moments, {count, mean[c], squares[c]});
+      for (; c < end; ++c) {
+        const int64_t place = place_of_column<T>(c, width);
+        moments = merge_two(moments, {count, mean[place], squares[place]});
+      }
       finish_set<A>(call, slab * g.groups + group, moments);
     }
   }
@@ -184,12 +232,13 @@ struct LastForward {
 
   static __attribute__((noinline)) void load_parameters(const Call& call, int64_t slab, Columns columns,
                                                         Parameters& p) {
-    for_channels(call.geometry, slab, columns,
-                 [&](int64_t c, int64_t channel, int64_t set) __attribute__((always_inline)) {
-                   p.mean[c] = static_cast<const A*>(call.mean)[set];
-                   p.scale[c] = static_cast<const A*>(call.rstd)[set] * static_cast<const A*>(call.weight)[channel];
-                   p.bias[c] = static_cast<const A*>(call.bias)[channel];
-                 });
+    for_channels(
+        call.geometry, slab, columns, [&](int64_t c, int64_t channel, int64_t set) __attribute__((always_inline)) {
+          p.mean[c] = plain(static_cast<const A*>(call.mean)[set]);
+          p.scale[c] = plain(static_cast<const A*>(call.rstd)[set] * static_cast<const A*>(call.weight)[channel]);
+          p.bias[c] = plain(static_cast<const A*>(call.bias)[channel]);
+        });
+    for (A* numbers : {p.mean, p.scale, p.bias}) put_in_order<T>(numbers, columns.width());
   }
 
   // Where a tile of a slab begins.
@@ -238,16 +287,26 @@ struct LastForward {
           if (!at.past) fetch_run_to_write<run>(at.y + c, write_ahead);
         });
       };
-      for_columns<A>(columns, fetch, [=, &p](int64_t c, auto lanes) __attribute__((always_inline)) {
-        const Vector<A> mean = load(p.mean + c, Whole{}), scale = load(p.scale + c, Whole{});
-        const Vector<A> bias = load(p.bias + c, Whole{});
+      for_lanes<T>(columns, fetch, [=, &p](int64_t c, auto... lanes) __attribute__((always_inline)) {
+        constexpr int N = sizeof...(lanes);
+        const Values<A, N> mean = load_numbers<N>(p.mean + c), scale = load_numbers<N>(p.scale + c);
+        const Values<A, N> bias = load_numbers<N>(p.bias + c);
+        Values<A, N> v[ROWS];
         repeat<ROWS>([&](auto row) __attribute__((always_inline)) {
           const Data at = first.at_row(row);
-          Vector<A> v = affine(Vector<A>(load(at.x + c, lanes) - mean), scale, bias);
-          v = followed<FOLLOW, A>(v, at.residual, activation, c, lanes);
-          store_past(at.past, at.y + c, v, lanes);
+          v[row] = load_each(at.x + c, lanes...);
+          each(
+              [&](auto i, auto lane) __attribute__((always_inline)) {
+                const Vector<A> normalized = affine(Vector<A>(v[row].of[i] - mean.of[i]), scale.of[i], bias.of[i]);
+                v[row].of[i] = followed<FOLLOW, A>(normalized, at.residual, activation, c, lane);
+              },
+              lanes...);
+        });
+        repeat<ROWS>([&](auto row) __attribute__((always_inline)) {
+          const Data at = first.at_row(row);
+          store_each(at.past, at.y + c, v[row], lanes...);
           if constexpr (FOLLOW != Follow::Nothing)
-            if (at.signs) store_signs<T>(at.signs, c, v, lanes);
+            if (at.signs) store_signs_of_each<T>(at.signs, c, v[row], lanes...);
         });
       });
     }

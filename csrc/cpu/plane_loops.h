@@ -108,23 +108,26 @@ TFN_INLINE int64_t for_pairs(int64_t count, Fetch fetch, Pair pair) {
   return c;
 }
 
-// body(c, lanes) for all of `count` elements of type T that lie side by side; what the body touches is of that type.
-// fetch(c, count) as in for_columns; here and below.
+// body(c, lanes...) for all of `count` elements of type T that lie side by side: with one argument `lanes`, or for
+// pairs with Even{}, Odd{}; what the body touches is of that type. fetch(c, count) as in for_columns; here and below.
 template <class T, class Fetch, class Body>
-TFN_INLINE void for_elements(int64_t count, Fetch fetch, Body body) {
+TFN_INLINE void for_lanes(int64_t count, Fetch fetch, Body body) {
   if constexpr (kPaired<T>) {
-    const int64_t begin = for_pairs(count, fetch, [&](int64_t c) __attribute__((always_inline)) {
-      body(c, Even{});
-      body(c, Odd{});
-    });
+    const int64_t begin =
+        for_pairs(count, fetch, [&](int64_t c) __attribute__((always_inline)) { body(c, Even{}, Odd{}); });
     for_columns<float>(count - begin,
                        [&](int64_t c, auto lanes) __attribute__((always_inline)) { body(begin + c, lanes); });
   } else {
     for_columns<Accumulator<T>>(count, fetch, body);
   }
 }
+template <class T, class Fetch, class Body>
+TFN_INLINE void for_elements(int64_t count, Fetch fetch, Body body) {
+  for_lanes<T>(count, fetch, [&](int64_t c, auto... lanes) __attribute__((always_inline)) { (body(c, lanes), ...); });
+}
 
-// The same for what is written: body(c, lanes) gives a vector for each of `outputs`; a null one is not written.
+// The same for what is written: body(c, lanes) gives a vector for each of `outputs`; a null one is not written. A NaN
+// of it must be plain (store_pair), as it is where parameters are.
 // `signs`, or null: takes those of the first output. past: as store_past.
 template <class A, int N>
 struct Values {
@@ -156,6 +159,73 @@ TFN_INLINE void write_elements(int64_t count, T* const (&outputs)[N], uint8_t* s
   }
 }
 
+// f(0, first), f(1, second), ... of all lanes, numbers as constants.
+template <class F, class... LANES>
+TFN_INLINE void each(F f, LANES... lanes) {
+  [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
+    (f(std::integral_constant<int, I>(), lanes), ...);
+  }(std::make_integer_sequence<int, int(sizeof...(LANES))>());
+}
+// Of all lanes; a pair is read once and written at once.
+template <class T, class... LANES, class A = Accumulator<T>>
+TFN_INLINE Values<A, int(sizeof...(LANES))> load_each(const T* p, LANES... lanes) {
+  if constexpr (sizeof...(LANES) == 2) {
+    const Words pair = rounded(load_bits<Words>(p, Whole{}));
+    return {{(Floats)(pair << 16), (Floats)(pair & 0xffff0000u)}};
+  } else {
+    return {{load(p, lanes)...}};
+  }
+}
+template <class T, int N, class... LANES, class A = Accumulator<T>>
+TFN_INLINE void store_each(bool past, T* p, const Values<A, N>& values, LANES... lanes) {
+  if constexpr (N == 2)
+    store_pair(past, p, values.of[0], values.of[1]);
+  else
+    store_past(past, p, values.of[0], lanes...);
+}
+template <class T, int N, class... LANES, class A = Accumulator<T>>
+TFN_INLINE void store_signs_of_each(uint8_t* signs, int64_t c, const Values<A, N>& values, LANES... lanes) {
+  if constexpr (N == 2)
+    store_sign_pair(signs, c, values.of[0], values.of[1]);
+  else
+    store_signs<T>(signs, c, values.of[0], lanes...);
+}
+
+// A number for each column, in the order in which for_lanes takes columns: of a pair first those of the even ones.
+template <int N, class A>
+TFN_INLINE Values<A, N> load_numbers(const A* numbers) {
+  Values<A, N> values;
+  repeat<N>([&](auto i) __attribute__((always_inline)) { values.of[i] = load(numbers + i * kLanes<A>, Whole{}); });
+  return values;
+}
+template <int N, class A>
+TFN_INLINE void add_numbers(A* numbers, const Values<A, N>& values) {
+  repeat<N>([&](auto i) __attribute__((always_inline)) {
+    store(numbers + i * kLanes<A>, load(numbers + i * kLanes<A>, Whole{}) + values.of[i], Whole{});
+  });
+}
+template <class T>
+TFN_INLINE int64_t place_of_column(int64_t column, int64_t columns) {
+  constexpr int64_t kPair = 2 * kLanes<float>;
+  if (!kPaired<T> || column >= columns / kPair * kPair) return column;
+  return column / kPair * kPair + column % 2 * kLanes<float> + column % kPair / 2;
+}
+template <class T, class A>
+TFN_INLINE void put_in_order([[maybe_unused]] A* numbers, [[maybe_unused]] int64_t columns) {
+#if TFN_VECTOR_BYTES >= 32
+  if constexpr (kPaired<T>) {
+    constexpr int64_t kStep = kLanes<float>;
+    Ints even, odd;
+    for (int i = 0; i < kStep; ++i) odd[i] = (even[i] = 2 * i) + 1;
+    for (int64_t c = 0; c + 2 * kStep <= columns; c += 2 * kStep) {
+      const Floats first = load(numbers + c, Whole{}), second = load(numbers + c + kStep, Whole{});
+      store(numbers + c, __builtin_shuffle(first, second, even), Whole{});
+      store(numbers + c + kStep, __builtin_shuffle(first, second, odd), Whole{});
+    }
+  }
+#endif
+}
+
 // The signs of a run from element `skipped` on, or null.
 template <class T, class BYTE>
 TFN_INLINE BYTE* signs_of(BYTE* signs, int64_t run, int64_t elements, int64_t skipped) {
@@ -170,12 +240,11 @@ TFN_INLINE Vector<A> followed(Vector<A> v, const T* residual, Activation activat
   return FOLLOW == Follow::Relu ? relu(v) : activated<A>(activation, v);
 }
 
-// g = grad_y * activation'(v), from the signs of the activation's argument v, or from v itself, formed as in forward;
-// d = x - mean. Element c of the run where grad_y, residual and signs begin.
+// grad_y * activation'(v), from the signs of the activation's argument v, or from v itself, formed as in forward;
+// d = x - mean. Element c of the run where residual and signs begin.
 template <Follow FOLLOW, class A, class T, class LANES>
-TFN_INLINE Vector<A> gradient(const T* grad_y, const T* residual, const uint8_t* signs, Vector<A> d, Vector<A> scale,
+TFN_INLINE Vector<A> gradient(Vector<A> g, const T* residual, const uint8_t* signs, Vector<A> d, Vector<A> scale,
                               Vector<A> bias, Activation activation, int64_t c, LANES lanes) {
-  const Vector<A> g = load(grad_y + c, lanes);
   if constexpr (FOLLOW == Follow::Nothing) return g;
   if constexpr (FOLLOW == Follow::Signs) return where_positive<T>(signs, c, g, Vector<A>{}, lanes);
   if constexpr (FOLLOW == Follow::Anything)

@@ -92,16 +92,16 @@ struct ShortForward {
     const PlaneGeometry& g = call.geometry;
     A scale[kShortTile];
     for (int64_t c = tile.begin; c < tile.end; ++c)
-      scale[c - tile.begin] = static_cast<const A*>(call.rstd)[c] * static_cast<const A*>(call.weight)[c];
+      scale[c - tile.begin] = plain(static_cast<const A*>(call.rstd)[c] * static_cast<const A*>(call.weight)[c]);
     for (int64_t sample = end - 1; sample >= begin; --sample)
       for (int64_t channel = tile.begin; channel < tile.end; ++channel) {
         const int64_t offset = (sample * g.channels + channel) * g.spatial;
         const T* const x = static_cast<const T*>(a.x) + offset;
         const T* const residual = a.residual ? static_cast<const T*>(a.residual) + offset : nullptr;
         T* const y = static_cast<T*>(a.y) + offset;
-        const Vector<A> mean = splat(static_cast<const A*>(call.mean)[channel]);
+        const Vector<A> mean = splat(plain(static_cast<const A*>(call.mean)[channel]));
         const Vector<A> of_d = splat(scale[channel - tile.begin]);
-        const Vector<A> bias = splat(static_cast<const A*>(call.bias)[channel]);
+        const Vector<A> bias = splat(plain(static_cast<const A*>(call.bias)[channel]));
         uint8_t* const signs = signs_of<T>(a.signs, sample * g.channels + channel, g.spatial, 0);
         const auto fetch = [=](int64_t c, auto run) __attribute__((always_inline)) {
           if (residual) fetch_run_to_read<run>(residual + c, kWriteAhead);  // within the tile's run, as y
@@ -178,9 +178,10 @@ struct ShortBackward {
                                                               Vector<A>* s) __attribute__((always_inline)) {
                   const int64_t i = plane * spatial;
                   const Vector<A> d = load(x + i + c, lanes) - tile.mean[channel];
-                  const Vector<A> g = gradient<FOLLOW, A>(
-                      grad_y + i, residual ? residual + i : nullptr, signs ? signs + plane * run : nullptr, d,
-                      splat(tile.scale[channel]), splat(tile.bias[channel]), a.activation, c, lanes);
+                  const Vector<A> g =
+                      gradient<FOLLOW, A>(load(grad_y + i + c, lanes), residual ? residual + i : nullptr,
+                                          signs ? signs + plane * run : nullptr, d, splat(tile.scale[channel]),
+                                          splat(tile.bias[channel]), a.activation, c, lanes);
                   s[0] += g;
                   s[1] += g * d;
                 });
@@ -201,14 +202,15 @@ struct ShortBackward {
         const uint8_t* const signs = signs_of<T>(a.signs, sample * g.channels + channel, g.spatial, 0);
         const A* const coefficients = static_cast<const A*>(call.coefficients) + 2 * channel;
         const Vector<A> mean = splat(tile.mean[i]), scale = splat(tile.scale[i]), bias = splat(tile.bias[i]);
-        const Vector<A> of_d = splat(coefficients[0]), constant = splat(coefficients[1]);
+        const Vector<A> of_d = splat(plain(coefficients[0])), constant = splat(plain(coefficients[1]));
         const auto fetch = [=](int64_t c, auto run) __attribute__((always_inline)) {
           if (grad_x) fetch_run_to_write<run>(grad_x + c, kWriteAhead);
           if (grad_residual) fetch_run_to_write<run>(grad_residual + c, kWriteAhead);
         };
         const auto gradients = [=, &a](int64_t c, auto lanes) __attribute__((always_inline)) -> Values<A, 2> {
           const Vector<A> d = load(x + c, lanes) - mean;
-          const Vector<A> g = gradient<FOLLOW, A>(grad_y, residual, signs, d, scale, bias, a.activation, c, lanes);
+          const Vector<A> g =
+              gradient<FOLLOW, A>(load(grad_y + c, lanes), residual, signs, d, scale, bias, a.activation, c, lanes);
           return {{g, plane_gradient(g, d, scale, of_d, constant)}};
         };
         write_elements<T>(g.spatial, {grad_residual, grad_x}, nullptr, /*past=*/false, fetch, gradients);
@@ -230,9 +232,9 @@ struct ShortBackward {
       Tile tile{{first, first + short_tile(g) < end ? first + short_tile(g) : end}, {}, {}, {}};
       double totals[kShortTile][2] = {};
       for (int64_t c = first; c < tile.channels.end; ++c) {
-        tile.mean[c - first] = static_cast<const A*>(a.mean)[c];
-        tile.scale[c - first] = static_cast<const A*>(a.rstd)[c] * static_cast<const A*>(call.weight)[c];
-        tile.bias[c - first] = static_cast<const A*>(call.bias)[c];
+        tile.mean[c - first] = plain(static_cast<const A*>(a.mean)[c]);
+        tile.scale[c - first] = plain(static_cast<const A*>(a.rstd)[c] * static_cast<const A*>(call.weight)[c]);
+        tile.bias[c - first] = plain(static_cast<const A*>(call.bias)[c]);
       }
       if (call.sums) kernels.sums(call, tile, totals);
       for (int64_t c = first; c < tile.channels.end; ++c) {

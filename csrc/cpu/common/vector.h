@@ -275,25 +275,38 @@ TFN_INLINE Floats load(const BFloat16* p, LANES lanes) {
 
 TFN_INLINE Floats load(const BFloat16* p, Even) { return (Floats)(load_bits<Words>(p, Whole{}) << 16); }
 TFN_INLINE Floats load(const BFloat16* p, Odd) { return (Floats)(load_bits<Words>(p, Whole{}) & 0xffff0000u); }
-// Both at once. Their loads come before this store, too: those of the second half must not wait for a store that the
-// processor takes to be to their address (it compares the lower twelve bits).
+// A number, or a plain NaN: one whose lower 16 bits are zero, so that rounding does not carry it into another number.
+// Arithmetic on plain ones leaves plain ones, and what was widened from 16 bits is plain.
+template <class A>
+TFN_INLINE A plain(A value) {
+  return value == value ? value : A(__builtin_nan(""));
+}
+#if TFN_VECTOR_BYTES == 64
+TFN_INLINE __m512i round_plain(Floats v) {
+  const __m512i bits = (__m512i)v, sum = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+  const __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
+  return _mm512_mask_add_epi32(sum, odd, sum, _mm512_set1_epi32(1));
+}
+#endif
+// Both at once, of plain numbers. Their loads come before this store, too: those of the second half must not wait for a
+// store that the processor takes to be to their address (it compares the lower twelve bits).
 TFN_INLINE void store_pair([[maybe_unused]] bool past, BFloat16* p, Floats even, Floats odd) {
 #if TFN_VECTOR_BYTES == 32
-  // As round_to_upper_half, for both at once: up where the lower half, plus the last bit kept, is above 0x8000, but not
-  // beyond a NaN whose bits are all ones.
+  // Up where the lower half, plus the last bit kept, is above 0x8000, for both at once.
   const __m256i of_even = (__m256i)even, of_odd = (__m256i)odd;
   const __m256i upper = _mm256_blend_epi16(_mm256_srli_epi32(of_even, 16), of_odd, 0xaa);
   const __m256i lower = _mm256_blend_epi16(of_even, _mm256_slli_epi32(of_odd, 16), 0xaa);
   const __m256i one = _mm256_set1_epi16(1), sign = _mm256_set1_epi16(int16_t(0x8000));
   const __m256i beyond = _mm256_subs_epu16(_mm256_adds_epu16(lower, _mm256_and_si256(upper, one)), sign);
-  const __m256i room = _mm256_xor_si256(_mm256_or_si256(upper, sign), _mm256_set1_epi16(-1));
-  const __m256i up = _mm256_min_epu16(_mm256_min_epu16(beyond, one), room);
-  store_bits(p, _mm256_add_epi16(upper, up), Whole{});
+  store_bits(p, _mm256_add_epi16(upper, _mm256_min_epu16(beyond, one)), Whole{});
+#elif TFN_VECTOR_BYTES == 64
+  const __m512i low = _mm512_maskz_srli_epi32(__mmask16(-1), round_plain(even), 16);
+  // low | (odd & 0xffff0000)
+  const __m512i pair = _mm512_ternarylogic_epi32(low, round_plain(odd), _mm512_set1_epi32(int(0xffff0000)), 0xf8);
+  if (past) return store_bits(p, pair, Past{});
+  store_bits(p, pair, Whole{});
 #else
   const Words low = round_to_upper_half(even) >> 16, high = round_to_upper_half(odd) & 0xffff0000u;
-#if TFN_VECTOR_BYTES == 64
-  if (past) return store_bits(p, low | high, Past{});
-#endif
   store_bits(p, low | high, Whole{});
 #endif
 }
