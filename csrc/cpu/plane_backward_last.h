@@ -5,11 +5,6 @@
 
 namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET {
 
-// Rows at a time, as in forward.
-constexpr int kGradientsSummed = 4;
-template <class T>
-constexpr int kGradients = sizeof(T) == 2 ? 2 : 1;
-
 template <class T>
 struct LastBackward {
   using A = Accumulator<T>;
@@ -161,7 +156,7 @@ struct LastBackward {
   template <Follow FOLLOW>
   static void apply_rows(const Call& call, const Data& data, const uint8_t* mask, int64_t begin, int64_t end,
                          int64_t width, const Parameters& p) {
-    for_rows<FOLLOW == Follow::Anything ? 1 : kGradients<T>>(
+    for_rows<FOLLOW == Follow::Anything ? 1 : kApplied<T>>(
         mask, begin, end, [&](auto at_once, int64_t row, int64_t rows) __attribute__((always_inline)) {
           apply<FOLLOW, decltype(at_once)::value>(data.at_row(row), rows, width, p, call.arguments->activation);
         });

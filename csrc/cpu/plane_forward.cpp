@@ -105,8 +105,10 @@ void plane_norm_forward(const PlaneNormForward& a, Sets sets, Stream) {
   }
   if (!a.batch_statistics) return;
   const double momentum = a.renorm == Renorm::None ? weight_of(a.momentum, a.batches) : a.momentum;
-  if (a.running_mean && !a.mix.terms && !nothing_to_read(a))
-    kernels.update_running(call, momentum);  // as torch: nothing seen, kept
+  if (!a.running_mean || a.mix.terms || nothing_to_read(a)) return;  // as torch: nothing seen, kept
+  constexpr int64_t kElements = 32;                                  // as much work as one channel
+  parallel_for(call.geometry.channels, kElements * call.geometry.slabs,
+               [&](int64_t begin, int64_t end) { kernels.update_running(call, momentum, begin, end); });
 }
 
 }  // namespace torchfastnorm::cpu

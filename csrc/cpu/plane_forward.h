@@ -17,15 +17,15 @@ void running_statistics(const PlaneForwardCall& call) {
   }
 }
 
-// From the sets' moments, averaged over the slabs.
-inline void update_running(const PlaneForwardCall& call, double momentum) {
+// Of the channels [begin, end), from their sets' moments, averaged over the slabs.
+inline void update_running(const PlaneForwardCall& call, double momentum, int64_t begin, int64_t end) {
   const PlaneNormForward& a = *call.arguments;
   const PlaneGeometry& g = call.geometry;
   by_type(a.running_type, [&](auto element) {
     using R = decltype(element);
     R* const running_mean = static_cast<R*>(a.running_mean);
     R* const running_var = static_cast<R*>(a.running_var);
-    for (int64_t c = 0; c < g.channels; ++c) {
+    for (int64_t c = begin; c < end; ++c) {
       double mean = 0, variance = 0;
       for (int64_t slab = 0; slab < g.slabs; ++slab) {
         const Moments& m = call.of_sets[slab * g.channels + c];

@@ -23,10 +23,13 @@ namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET {
 
 constexpr int64_t kShiftRows = 16;
 constexpr int64_t kStrip = 32;  // rows summed in A
-// Rows at a time (measured): more share what is loaded for the columns, fewer are read from memory in a better order.
+// Rows at a time (measured): more share what is loaded for the columns, fewer are read, and above all written, in a
+// better order for memory. Of 16 bits, arithmetic takes longer than memory.
 template <class T>
 constexpr int kSummed = sizeof(T) == 2 ? 8 : 4;
-constexpr int kApplied = 2;
+constexpr int kGradientsSummed = 4;
+template <class T>
+constexpr int kApplied = sizeof(T) == 2 && TFN_VECTOR_BYTES == 64 ? 2 : 1;
 
 // f(rows at once, begin, rows) over the counted rows of [begin, end): ROWS at once as long as that goes, else one.
 template <int ROWS, class F>
@@ -316,7 +319,7 @@ struct LastForward {
   template <Follow FOLLOW>
   static void apply_rows(const Data& data, const uint8_t* mask, int64_t begin, int64_t end, int64_t width,
                          const Parameters& p, Activation activation) {
-    for_rows<FOLLOW == Follow::Anything ? 1 : kApplied>(
+    for_rows<FOLLOW == Follow::Anything ? 1 : kApplied<T>>(
         mask, begin, end, [&](auto at_once, int64_t row, int64_t rows) __attribute__((always_inline)) {
           apply<FOLLOW, decltype(at_once)::value>(data.at_row(row), rows, width, p, activation);
         });

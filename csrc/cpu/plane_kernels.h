@@ -163,16 +163,16 @@ struct SwitchSteps {
 // [begin, end) counts sets, blocks, ... of the whole call, the last in the name fastest.
 struct PlaneForwardKernels {
   void (*running_statistics)(const PlaneForwardCall&);  // mean, rstd from running_mean, running_var
-  void (*update_running)(const PlaneForwardCall&, double momentum);
-  void (*first_sets)(const PlaneForwardCall&, int64_t begin, int64_t end);                 // complete
-  void (*first_moments)(const PlaneForwardCall&, int64_t begin, int64_t end);              // blocks
-  void (*first_finish)(const PlaneForwardCall&, int64_t begin, int64_t end);               // sets
-  void (*first_apply)(const PlaneForwardCall&, int64_t begin, int64_t end);                // pieces of planes
-  int64_t (*last_scratch)(const PlaneGeometry&);                                           // bytes, of one thread
-  void (*last_slabs)(const PlaneForwardCall&, int64_t begin, int64_t end, void* scratch);  // complete
-  void (*last_moments)(const PlaneForwardCall&, int64_t begin, int64_t end);               // tiles of chunks
-  void (*last_finish)(const PlaneForwardCall&, int64_t slab, Columns, void* scratch);      // whole sets
-  void (*last_apply)(const PlaneForwardCall&, int64_t begin, int64_t end);                 // tiles of chunks
+  void (*update_running)(const PlaneForwardCall&, double momentum, int64_t begin, int64_t end);  // channels
+  void (*first_sets)(const PlaneForwardCall&, int64_t begin, int64_t end);                       // complete
+  void (*first_moments)(const PlaneForwardCall&, int64_t begin, int64_t end);                    // blocks
+  void (*first_finish)(const PlaneForwardCall&, int64_t begin, int64_t end);                     // sets
+  void (*first_apply)(const PlaneForwardCall&, int64_t begin, int64_t end);                      // pieces of planes
+  int64_t (*last_scratch)(const PlaneGeometry&);                                                 // bytes, of one thread
+  void (*last_slabs)(const PlaneForwardCall&, int64_t begin, int64_t end, void* scratch);        // complete
+  void (*last_moments)(const PlaneForwardCall&, int64_t begin, int64_t end);                     // tiles of chunks
+  void (*last_finish)(const PlaneForwardCall&, int64_t slab, Columns, void* scratch);            // whole sets
+  void (*last_apply)(const PlaneForwardCall&, int64_t begin, int64_t end);                       // tiles of chunks
   SwitchSteps<PlaneForwardCall> mix;  // from of_sets to mean and rstd
 };
 

@@ -54,12 +54,17 @@ TFN_INLINE auto by_type(DType type, F f) {
   }
 }
 
+// One element. Of 16 bits it is read and written by itself: a vector, under a mask or not, would wait for the store of
+// the element before it.
 template <class T>
 TFN_INLINE double to_double(const T* p) {
-  if constexpr (sizeof(T) == 2)
-    return double(load(p, Part{1})[0]);
-  else
+  if constexpr (sizeof(T) == 2) {
+    uint16_t bits;
+    std::memcpy(&bits, p, sizeof bits);
+    return double(widen(T(), Shorts{bits})[0]);
+  } else {
     return double(*p);
+  }
 }
 
 // To 16 bits by way of a float rounded to odd: the second rounding then gives what a single one would.
@@ -73,7 +78,8 @@ TFN_INLINE void from_double(T* p, double value) {
       bits = (bits - (__builtin_fabs(double(odd)) > __builtin_fabs(value))) | 1;
       std::memcpy(&odd, &bits, sizeof bits);
     }
-    store(p, splat(odd), Part{1});
+    const uint16_t half = narrow(T(), splat(odd))[0];
+    std::memcpy(p, &half, sizeof half);
   } else {
     *p = T(value);
   }
