@@ -89,9 +89,9 @@ const RowKernels& row_kernels() { return chosen().row; }
 const PlaneKernels& plane_kernels() { return chosen().plane; }
 const WhiteningKernels& whitening_kernels() { return chosen().whitening; }
 
-bool exceeds_caches(int64_t bytes) {
+bool exceeds_caches(int64_t bytes, double part) {
   static const int64_t last_cache = last_cache_bytes();
-  return bytes > last_cache;
+  return double(bytes) > part * double(last_cache);
 }
 
 const char* capability() { return row_kernels().capability; }

@@ -66,9 +66,10 @@ bool in_phases(const ARGUMENTS& a, const PlaneGeometry& g) {
 // goes_past_caches, for one of the outputs of a call that moves as many tensors in all. An output that is not wanted
 // does not stand in the way.
 template <class ARGUMENTS>
-bool plane_goes_past_caches(const ARGUMENTS& a, const PlaneGeometry& g, const void* output, int64_t tensors) {
+bool plane_goes_past_caches(const ARGUMENTS& a, const PlaneGeometry& g, const void* output, int64_t tensors,
+                            double part) {
   const int64_t run = channels_first(a) ? g.spatial : g.channels, size = size_of(a.type);
-  return goes_past_caches(output, run * size, tensors * g.slabs * g.rows() * g.channels * size);
+  return goes_past_caches(output, run * size, tensors * g.slabs * g.rows() * g.channels * size, part);
 }
 
 template <class CALL>

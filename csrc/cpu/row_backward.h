@@ -91,7 +91,8 @@ struct RowBackward {
   static TFN_INLINE bool goes_past(const RowNormBackward& a) {
     const int64_t read = size_of(a.y_type) + (a.grad_sum ? 2 : 1) * int64_t(sizeof(H));
     // Rows that are taken several at a time stay so: how many decides the order of the parameters' sums.
-    return a.grad_h && rows_go_past_caches<H>(a.grad_h, a.cols, a.rows * a.cols * (read + int64_t(sizeof(H)))) &&
+    const int64_t all_bytes = a.rows * a.cols * (read + int64_t(sizeof(H)));
+    return a.grad_h && rows_go_past_caches<H>(a.grad_h, a.cols, all_bytes, kPastInBackward) &&
            (lines_are_whole<H>(a.grad_h, a.cols) || !grouped<H>(a.cols, kBackwardGroup));
   }
   static TFN_INLINE A mean_of(const RowNormBackward& a, int64_t row) {

@@ -43,12 +43,12 @@ TFN_INLINE int64_t bytes_ahead(const RowLayout& layout, int64_t row, int64_t row
 // far apart. Long rows of wider types go past the caches wherever they begin, if they are taken one at a time: the line
 // that two rows share is stored as usual, and vectors begin behind it (for_columns_after).
 template <class T>
-TFN_INLINE bool rows_go_past_caches(const void* rows, int64_t cols, int64_t all_bytes) {
+TFN_INLINE bool rows_go_past_caches(const void* rows, int64_t cols, int64_t all_bytes, double part) {
   const int64_t bytes = cols * int64_t(sizeof(T));
   if (!kStoresPast || (sizeof(T) == 2 && bytes <= 512)) return false;
-  if (goes_past_caches(rows, bytes, all_bytes)) return true;
+  if (goes_past_caches(rows, bytes, all_bytes, part)) return true;
   return sizeof(T) > 2 && bytes >= 1024 && reinterpret_cast<uintptr_t>(rows) % sizeof(T) == 0 &&
-         exceeds_caches(all_bytes);
+         exceeds_caches(all_bytes, part);
 }
 template <class T>
 TFN_INLINE bool lines_are_whole(const void* rows, int64_t cols) {
