@@ -20,7 +20,7 @@ PlaneForwardCall prepare(const PlaneNormForward& a, Sets sets, Workspace& worksp
   call.arguments = &a;
   g = geometry_of(sets, a.shape);
   const int64_t of_sets = g.sets() * size_of(stat);
-  call.past = plane_goes_past_caches(a, g, a.y, a.residual ? 3 : 2, kPastInPlaneForward);
+  call.past = plane_goes_past_caches(a, g, a.y, a.residual ? 3 : 2, kPastInForward);
   call.weight = widened(a.weight, a.param_type, stat, g.channels, 1, workspace);
   const bool renorm = a.renorm != Renorm::None && a.batch_statistics;
   call.bias = const_cast<void*>(widened(a.bias, a.param_type, stat, g.channels, 0, workspace, renorm));

@@ -135,7 +135,7 @@ struct RowForward {
   static TFN_INLINE bool goes_past(const RowNormForward& a) {
     const int64_t others = size_of(a.x_type) + (a.residual ? 2 * size_of(a.residual_type) : 0);
     const int64_t all_bytes = a.rows * a.cols * (others + int64_t(sizeof(Y)));
-    return !converts(a) && rows_go_past_caches<Y>(a.y, a.cols, all_bytes, kPastInRowForward);
+    return !converts(a) && rows_go_past_caches<Y>(a.y, a.cols, all_bytes, kPastInForward);
   }
 
   static TFN_INLINE Statistics<A> statistics_of(const RowNormForward& a, const Moments& of_row) {

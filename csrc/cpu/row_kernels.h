@@ -73,6 +73,6 @@ inline bool goes_past_caches(const void* output, int64_t run_bytes, int64_t all_
 }
 // From which part on: where a call and an elementwise op that reads its output take less time together (measured on an
 // AMD EPYC with AVX-512, docs/reductions.md).
-constexpr double kPastInRowForward = 1, kPastInPlaneForward = 0.75, kPastInBackward = 0.5;
+constexpr double kPastInForward = 1, kPastInBackward = 0.5;
 
 }  // namespace torchfastnorm::cpu
