@@ -16,7 +16,10 @@ ROWS = {
     "short": (37, 64), "several": (9, 1024), "blocks": (5, 20480), "by columns": (1, 20480), "not whole": (9, 1000),
     "several, not whole": (9, 4095), "blocks, not whole": (5, 20483), "by columns, not whole": (1, 20483),
 }  # fmt: skip
-PLANES = {"short": (8, 64, 4, 8), "pieces": (2, 3, 96, 96), "sets": (2, 64, 16, 16), "not whole": (2, 34, 7, 9)}
+PLANES = {
+    "short": (8, 64, 4, 8), "pieces": (2, 3, 96, 96), "sets": (2, 64, 16, 16), "not whole": (2, 34, 7, 9),
+    "tiles": (3, 70, 7, 7), "tiles of eight": (2, 35, 13, 15), "less than a line": (3, 33, 1, 3),
+}  # fmt: skip
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 

@@ -21,8 +21,9 @@ PlaneBackwardCall prepare(const PlaneNormBackward& a, Sets sets, Workspace& work
   g = geometry_of(sets, a.shape);
   call.apply = a.grad_x || a.grad_residual;
   const int64_t tensors = 2 + (a.residual != nullptr) + (a.grad_x != nullptr) + (a.grad_residual != nullptr);
-  call.past = call.apply && plane_goes_past_caches(a, g, a.grad_x, tensors, kPastInBackward) &&
-              plane_goes_past_caches(a, g, a.grad_residual, tensors, kPastInBackward);
+  const bool by_tiles = channels_first(a) && short_planes(g, a.mask);
+  call.past = call.apply && plane_goes_past_caches(a, g, by_tiles, a.grad_x, tensors, kPastInBackward) &&
+              plane_goes_past_caches(a, g, by_tiles, a.grad_residual, tensors, kPastInBackward);
   call.sums = a.grad_weight || a.grad_bias || a.mix.terms || (a.grad_x && a.batch_statistics);
   call.keeps_g = call.sums && call.apply && a.batch_statistics && !a.mask && takes_long(a.activation) &&
                  g.rows() * g.per_set <= kKeptElements && channels_first(a) && !short_planes(g, a.mask);

@@ -20,7 +20,8 @@ PlaneForwardCall prepare(const PlaneNormForward& a, Sets sets, Workspace& worksp
   call.arguments = &a;
   g = geometry_of(sets, a.shape);
   const int64_t of_sets = g.sets() * size_of(stat);
-  call.past = plane_goes_past_caches(a, g, a.y, a.residual ? 3 : 2, kPastInForward);
+  const bool by_tiles = a.batch_statistics && channels_first(a) && short_planes(g, a.mask);
+  call.past = plane_goes_past_caches(a, g, by_tiles, a.y, a.residual ? 3 : 2, kPastInForward);
   call.weight = widened(a.weight, a.param_type, stat, g.channels, 1, workspace);
   const bool renorm = a.renorm != Renorm::None && a.batch_statistics;
   call.bias = const_cast<void*>(widened(a.bias, a.param_type, stat, g.channels, 0, workspace, renorm));

@@ -64,12 +64,14 @@ bool in_phases(const ARGUMENTS& a, const PlaneGeometry& g) {
 }
 
 // goes_past_caches, for one of the outputs of a call that moves as many tensors in all. An output that is not wanted
-// does not stand in the way.
+// does not stand in the way. by_tiles: plane_short.h makes it, which stores runs of any length.
 template <class ARGUMENTS>
-bool plane_goes_past_caches(const ARGUMENTS& a, const PlaneGeometry& g, const void* output, int64_t tensors,
-                            double part) {
-  const int64_t run = channels_first(a) ? g.spatial : g.channels, size = size_of(a.type);
-  return goes_past_caches(output, run * size, tensors * g.slabs * g.rows() * g.channels * size, part);
+bool plane_goes_past_caches(const ARGUMENTS& a, const PlaneGeometry& g, bool by_tiles, const void* output,
+                            int64_t tensors, double part) {
+  const int64_t size = size_of(a.type), run = channels_first(a) ? g.spatial : g.channels;
+  const int64_t all_bytes = tensors * g.slabs * g.rows() * g.channels * size;
+  if (by_tiles) return reinterpret_cast<uintptr_t>(output) % uintptr_t(size) == 0 && exceeds_caches(all_bytes, part);
+  return goes_past_caches(output, run * size, all_bytes, part);
 }
 
 template <class CALL>

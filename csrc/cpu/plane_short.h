@@ -14,6 +14,7 @@ namespace torchfastnorm::cpu::TFN_INSTRUCTION_SET {
 
 constexpr int64_t kShortTile = 32;  // channels, at most
 inline int64_t short_tile(const PlaneGeometry& g) { return g.spatial <= 64 ? kShortTile : kShortTile / 4; }
+constexpr int64_t kShortElements = 2048;  // of a tile of one sample, at most
 
 // totals[channel][i] = sum over samples of what body(plane, c, channel, lanes, sums) adds of element c of a plane,
 // planes counted from the tile's first; a lane adds up some 16 numbers before it goes over into double.
@@ -50,6 +51,37 @@ TFN_INLINE void sum_tile(const PlaneGeometry& g, int64_t samples, int64_t channe
     for (int i = 0; i < SUMS; ++i) totals[channel][i] = total(wide[channel][i]);
 }
 
+// An output of one sample and a tile: a run of memory whose planes are no whole lines. Where it goes past the caches,
+// it is made here, and stored when all of it is there. Null outputs stay so.
+template <class T>
+class TileOutput {
+ public:
+  TFN_INLINE TileOutput(T* run, bool past)
+      : run_(run),
+        into_line_(int64_t(reinterpret_cast<uintptr_t>(run) % 64)),
+        made_(past && run ? values_ + into_line_ / int64_t(sizeof(T)) : run) {}
+  TFN_INLINE T* at(int64_t element) const { return made_ ? made_ + element : nullptr; }
+  TFN_INLINE void finish([[maybe_unused]] int64_t elements) const {
+#if TFN_VECTOR_BYTES == 64
+    if (made_ == run_) return;
+    char* const to = reinterpret_cast<char*>(run_);
+    const char* const from = reinterpret_cast<const char*>(made_);
+    const int64_t bytes = elements * int64_t(sizeof(T)), to_line = into_line_ ? 64 - into_line_ : 0;
+    const int64_t head = to_line < bytes ? to_line : bytes;
+    std::memcpy(to, from, size_t(head));
+    int64_t done = head;
+    for (; done + 64 <= bytes; done += 64) store_bits(to + done, load_bits<Words>(from + done, Whole{}), Past{});
+    std::memcpy(to + done, from + done, size_t(bytes - done));
+#endif
+  }
+
+ private:
+  T* const run_;
+  const int64_t into_line_;
+  T* const made_;
+  alignas(64) T values_[kShortElements + 64 / sizeof(T)];
+};
+
 template <class T>
 struct ShortForward {
   using A = Accumulator<T>;
@@ -85,27 +117,29 @@ struct ShortForward {
     }
   }
 
-  // The samples [begin, end), last first.
+  // The samples [begin, end), last first. past: as FirstForward::goes_past; the tile is then at most a short_tile.
   template <Follow FOLLOW>
-  static __attribute__((noinline)) void apply(const Call& call, int64_t begin, int64_t end, Columns tile) {
+  static __attribute__((noinline)) void apply(const Call& call, int64_t begin, int64_t end, Columns tile, bool past) {
     const PlaneNormForward& a = *call.arguments;
     const PlaneGeometry& g = call.geometry;
     A scale[kShortTile];
     for (int64_t c = tile.begin; c < tile.end; ++c)
       scale[c - tile.begin] = plain(static_cast<const A*>(call.rstd)[c] * static_cast<const A*>(call.weight)[c]);
-    for (int64_t sample = end - 1; sample >= begin; --sample)
+    for (int64_t sample = end - 1; sample >= begin; --sample) {
+      const int64_t run = (sample * g.channels + tile.begin) * g.spatial;
+      const TileOutput<T> output(static_cast<T*>(a.y) + run, past);
       for (int64_t channel = tile.begin; channel < tile.end; ++channel) {
-        const int64_t offset = (sample * g.channels + channel) * g.spatial;
-        const T* const x = static_cast<const T*>(a.x) + offset;
-        const T* const residual = a.residual ? static_cast<const T*>(a.residual) + offset : nullptr;
-        T* const y = static_cast<T*>(a.y) + offset;
+        const int64_t plane = (channel - tile.begin) * g.spatial;
+        const T* const x = static_cast<const T*>(a.x) + run + plane;
+        const T* const residual = a.residual ? static_cast<const T*>(a.residual) + run + plane : nullptr;
+        T* const y = output.at(plane);
         const Vector<A> mean = splat(plain(static_cast<const A*>(call.mean)[channel]));
         const Vector<A> of_d = splat(scale[channel - tile.begin]);
         const Vector<A> bias = splat(plain(static_cast<const A*>(call.bias)[channel]));
         uint8_t* const signs = signs_of<T>(a.signs, sample * g.channels + channel, g.spatial, 0);
-        const auto fetch = [=](int64_t c, auto run) __attribute__((always_inline)) {
-          if (residual) fetch_run_to_read<run>(residual + c, kWriteAhead);  // within the tile's run, as y
-          fetch_run_to_write<run>(y + c, kWriteAhead);
+        const auto fetch = [=](int64_t c, auto elements) __attribute__((always_inline)) {
+          if (residual) fetch_run_to_read<elements>(residual + c, kWriteAhead);  // within the tile's run, as y
+          if (!past) fetch_run_to_write<elements>(y + c, kWriteAhead);
         };
         write_elements<T>(g.spatial, {y}, signs, /*past=*/false, fetch,
                           [=, &a](int64_t c, auto lanes) __attribute__((always_inline)) -> Values<A, 1> {
@@ -113,6 +147,8 @@ struct ShortForward {
                             return {{followed<FOLLOW, A>(v, residual, a.activation, c, lanes)}};
                           });
       }
+      output.finish(tile.width() * g.spatial);
+    }
   }
 
   static auto apply_of(const Call& call) {
@@ -122,6 +158,7 @@ struct ShortForward {
   static void sets(const Call& call, int64_t begin, int64_t end) {
     const PlaneGeometry& g = call.geometry;
     const auto apply_to = apply_of(call);
+    const bool past = FirstForward<T>::goes_past(call);
     const int64_t samples = cut_of(g.slab_samples, g.spatial).planes;
     for (int64_t first = begin; first < end; first += short_tile(g)) {
       const Columns tile{first, first + short_tile(g) < end ? first + short_tile(g) : end};
@@ -132,8 +169,9 @@ struct ShortForward {
                      left < samples ? left : samples, tile.end - first, moments);
       }
       for (int64_t c = first; c < tile.end; ++c) finish_set<A>(call, c, moments[c - first]);
-      apply_to(call, 0, g.slab_samples, tile);
+      apply_to(call, 0, g.slab_samples, tile, past);
     }
+    finish_stores(past);
   }
 
   // Planes, sample by sample.
@@ -144,7 +182,7 @@ struct ShortForward {
       const int64_t sample = first / channels, channel = first % channels;
       const int64_t left = end - first < channels - channel ? end - first : channels - channel;
       next = first + (left < kShortTile ? left : kShortTile);
-      apply_to(call, sample, sample + 1, {channel, channel + (next - first)});
+      apply_to(call, sample, sample + 1, {channel, channel + (next - first)}, /*past=*/false);
     }
   }
 };
@@ -191,21 +229,27 @@ struct ShortBackward {
   static __attribute__((noinline)) void apply(const Call& call, const Tile& tile) {
     const PlaneNormBackward& a = *call.arguments;
     const PlaneGeometry& g = call.geometry;
-    for (int64_t sample = g.slab_samples - 1; sample >= 0; --sample)
+    const bool past = FirstBackward<T>::goes_past(call);
+    for (int64_t sample = g.slab_samples - 1; sample >= 0; --sample) {
+      const int64_t run = (sample * g.channels + tile.channels.begin) * g.spatial;
+      const TileOutput<T> grad_x_of_tile(a.grad_x ? static_cast<T*>(a.grad_x) + run : nullptr, past);
+      const TileOutput<T> grad_residual_of_tile(a.grad_residual ? static_cast<T*>(a.grad_residual) + run : nullptr,
+                                                past);
       for (int64_t channel = tile.channels.begin; channel < tile.channels.end; ++channel) {
-        const int64_t offset = (sample * g.channels + channel) * g.spatial, i = channel - tile.channels.begin;
+        const int64_t i = channel - tile.channels.begin, offset = run + i * g.spatial;
         const T* const grad_y = static_cast<const T*>(a.grad_y) + offset;
         const T* const x = static_cast<const T*>(a.x) + offset;
         const T* const residual = a.residual ? static_cast<const T*>(a.residual) + offset : nullptr;
-        T* const grad_x = a.grad_x ? static_cast<T*>(a.grad_x) + offset : nullptr;
-        T* const grad_residual = a.grad_residual ? static_cast<T*>(a.grad_residual) + offset : nullptr;
+        T *const grad_x = grad_x_of_tile.at(i * g.spatial), *const grad_residual =
+                                                                grad_residual_of_tile.at(i * g.spatial);
         const uint8_t* const signs = signs_of<T>(a.signs, sample * g.channels + channel, g.spatial, 0);
         const A* const coefficients = static_cast<const A*>(call.coefficients) + 2 * channel;
         const Vector<A> mean = splat(tile.mean[i]), scale = splat(tile.scale[i]), bias = splat(tile.bias[i]);
         const Vector<A> of_d = splat(plain(coefficients[0])), constant = splat(plain(coefficients[1]));
-        const auto fetch = [=](int64_t c, auto run) __attribute__((always_inline)) {
-          if (grad_x) fetch_run_to_write<run>(grad_x + c, kWriteAhead);
-          if (grad_residual) fetch_run_to_write<run>(grad_residual + c, kWriteAhead);
+        const auto fetch = [=](int64_t c, auto elements) __attribute__((always_inline)) {
+          if (past) return;
+          if (grad_x) fetch_run_to_write<elements>(grad_x + c, kWriteAhead);
+          if (grad_residual) fetch_run_to_write<elements>(grad_residual + c, kWriteAhead);
         };
         const auto gradients = [=, &a](int64_t c, auto lanes) __attribute__((always_inline)) -> Values<A, 2> {
           const Vector<A> d = load(x + c, lanes) - mean;
@@ -215,6 +259,10 @@ struct ShortBackward {
         };
         write_elements<T>(g.spatial, {grad_residual, grad_x}, nullptr, /*past=*/false, fetch, gradients);
       }
+      grad_x_of_tile.finish(tile.channels.width() * g.spatial);
+      grad_residual_of_tile.finish(tile.channels.width() * g.spatial);
+    }
+    finish_stores(past);
   }
 
   struct Kernels {
