@@ -69,7 +69,7 @@ template <class ARGUMENTS>
 bool plane_goes_past_caches(const ARGUMENTS& a, const PlaneGeometry& g, bool by_tiles, const void* output,
                             int64_t tensors, double part) {
   const int64_t size = size_of(a.type), run = channels_first(a) ? g.spatial : g.channels;
-  const int64_t all_bytes = tensors * g.slabs * g.rows() * g.channels * size;
+  const int64_t all_bytes = (tensors * g.slabs * g.rows() + 2) * g.channels * size;  // with weight and bias
   if (by_tiles) return reinterpret_cast<uintptr_t>(output) % uintptr_t(size) == 0 && exceeds_caches(all_bytes, part);
   return goes_past_caches(output, run * size, all_bytes, part);
 }
