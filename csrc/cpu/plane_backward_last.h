@@ -189,8 +189,8 @@ struct LastBackward {
     alignas(64) double of_rows[2][kTile];
     for (int64_t c = 0; c < whole_lanes<A>(width); ++c)
       p.sums[c] = p.centered[c] = A(of_rows[0][c] = of_rows[1][c] = 0);
-    for (int64_t strip = rows.begin; strip < rows.end; strip += kStrip) {
-      const int64_t strip_end = strip + kStrip < rows.end ? strip + kStrip : rows.end;
+    for (int64_t strip = rows.begin; strip < rows.end; strip += kStrip<T>) {
+      const int64_t strip_end = strip + kStrip<T> < rows.end ? strip + kStrip<T> : rows.end;
       if (call.sums) {
         kernels.sums(call, data, mask, strip, strip_end, width, p);
         finish_strip(of_rows[0], p.centered, width);
