@@ -85,7 +85,7 @@ struct LastBackward {
         repeat<ROWS>([&](auto row) __attribute__((always_inline)) {
           const Data at = first.at_row(row);
           const Values<A, N> x = load_each(at.x + c, lanes...), grad_y = load_each(at.grad_y + c, lanes...);
-          each(
+          each_lane(
               [&](auto i, auto lane) __attribute__((always_inline)) {
                 const Vector<A> d = x.of[i] - mean.of[i];
                 const Vector<A> g = gradient<FOLLOW, A>(grad_y.of[i], at.residual, at.signs, d, scale.of[i], bias.of[i],
@@ -126,7 +126,7 @@ struct LastBackward {
         repeat<ROWS>([&](auto row) __attribute__((always_inline)) {
           const Data at = first.at_row(row);
           const Values<A, N> x = load_each(at.x + c, lanes...), grad_y = load_each(at.grad_y + c, lanes...);
-          each(
+          each_lane(
               [&](auto i, auto lane) __attribute__((always_inline)) {
                 const Vector<A> d = x.of[i] - mean.of[i];
                 g[row].of[i] = gradient<FOLLOW, A>(grad_y.of[i], at.residual, at.signs, d, scale.of[i], bias.of[i],

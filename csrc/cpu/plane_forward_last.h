@@ -300,7 +300,7 @@ struct LastForward {
         repeat<ROWS>([&](auto row) __attribute__((always_inline)) {
           const Data at = first.at_row(row);
           v[row] = load_each(at.x + c, lanes...);
-          each(
+          each_lane(
               [&](auto i, auto lane) __attribute__((always_inline)) {
                 const Vector<A> normalized = affine(Vector<A>(v[row].of[i] - mean.of[i]), scale.of[i], bias.of[i]);
                 v[row].of[i] = followed<FOLLOW, A>(normalized, at.residual, activation, c, lane);

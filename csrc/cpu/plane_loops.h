@@ -161,7 +161,7 @@ TFN_INLINE void write_elements(int64_t count, T* const (&outputs)[N], uint8_t* s
 
 // f(0, first), f(1, second), ... of all lanes, numbers as constants.
 template <class F, class... LANES>
-TFN_INLINE void each(F f, LANES... lanes) {
+TFN_INLINE void each_lane(F f, LANES... lanes) {
   [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
     (f(std::integral_constant<int, I>(), lanes), ...);
   }(std::make_integer_sequence<int, int(sizeof...(LANES))>());

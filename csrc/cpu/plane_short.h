@@ -51,8 +51,8 @@ TFN_INLINE void sum_tile(const PlaneGeometry& g, int64_t samples, int64_t channe
     for (int i = 0; i < SUMS; ++i) totals[channel][i] = total(wide[channel][i]);
 }
 
-// An output of one sample and a tile: a run of memory whose planes are no whole lines. Where it goes past the caches,
-// it is made here, and stored when all of it is there. Null outputs stay so.
+// An output of a tile and one sample: a run of memory whose planes are no whole lines. Where it goes past the caches,
+// it is made here, at the same place of a line, and stored when all of it is there. What is not wanted stays null.
 template <class T>
 class TileOutput {
  public:
@@ -240,8 +240,8 @@ struct ShortBackward {
         const T* const grad_y = static_cast<const T*>(a.grad_y) + offset;
         const T* const x = static_cast<const T*>(a.x) + offset;
         const T* const residual = a.residual ? static_cast<const T*>(a.residual) + offset : nullptr;
-        T *const grad_x = grad_x_of_tile.at(i * g.spatial), *const grad_residual =
-                                                                grad_residual_of_tile.at(i * g.spatial);
+        T* const grad_x = grad_x_of_tile.at(i * g.spatial);
+        T* const grad_residual = grad_residual_of_tile.at(i * g.spatial);
         const uint8_t* const signs = signs_of<T>(a.signs, sample * g.channels + channel, g.spatial, 0);
         const A* const coefficients = static_cast<const A*>(call.coefficients) + 2 * channel;
         const Vector<A> mean = splat(tile.mean[i]), scale = splat(tile.scale[i]), bias = splat(tile.bias[i]);
