@@ -51,8 +51,9 @@ TFN_INLINE void sum_tile(const PlaneGeometry& g, int64_t samples, int64_t channe
     for (int i = 0; i < SUMS; ++i) totals[channel][i] = total(wide[channel][i]);
 }
 
-// An output of a tile and one sample: a run of memory whose planes are no whole lines. Where it goes past the caches,
-// it is made here, at the same place of a line, and stored when all of it is there. What is not wanted stays null.
+// An output of a tile and one sample: a run of memory whose planes need not be whole lines. Where it goes past the
+// caches, it is made here, at the same place of a line, and stored when all of it is there. What is not wanted stays
+// null.
 template <class T>
 class TileOutput {
  public:
@@ -127,7 +128,7 @@ struct ShortForward {
       scale[c - tile.begin] = plain(static_cast<const A*>(call.rstd)[c] * static_cast<const A*>(call.weight)[c]);
     for (int64_t sample = end - 1; sample >= begin; --sample) {
       const int64_t run = (sample * g.channels + tile.begin) * g.spatial;
-      const TileOutput<T> output(static_cast<T*>(a.y) + run, past);
+      TileOutput<T> output(static_cast<T*>(a.y) + run, past);
       for (int64_t channel = tile.begin; channel < tile.end; ++channel) {
         const int64_t plane = (channel - tile.begin) * g.spatial;
         const T* const x = static_cast<const T*>(a.x) + run + plane;
@@ -232,9 +233,8 @@ struct ShortBackward {
     const bool past = FirstBackward<T>::goes_past(call);
     for (int64_t sample = g.slab_samples - 1; sample >= 0; --sample) {
       const int64_t run = (sample * g.channels + tile.channels.begin) * g.spatial;
-      const TileOutput<T> grad_x_of_tile(a.grad_x ? static_cast<T*>(a.grad_x) + run : nullptr, past);
-      const TileOutput<T> grad_residual_of_tile(a.grad_residual ? static_cast<T*>(a.grad_residual) + run : nullptr,
-                                                past);
+      TileOutput<T> grad_x_of_tile(a.grad_x ? static_cast<T*>(a.grad_x) + run : nullptr, past);
+      TileOutput<T> grad_residual_of_tile(a.grad_residual ? static_cast<T*>(a.grad_residual) + run : nullptr, past);
       for (int64_t channel = tile.channels.begin; channel < tile.channels.end; ++channel) {
         const int64_t i = channel - tile.channels.begin, offset = run + i * g.spatial;
         const T* const grad_y = static_cast<const T*>(a.grad_y) + offset;

@@ -276,7 +276,7 @@ TFN_INLINE Floats load(const BFloat16* p, LANES lanes) {
 TFN_INLINE Floats load(const BFloat16* p, Even) { return (Floats)(load_bits<Words>(p, Whole{}) << 16); }
 TFN_INLINE Floats load(const BFloat16* p, Odd) { return (Floats)(load_bits<Words>(p, Whole{}) & 0xffff0000u); }
 // A number, or a plain NaN: one whose lower 16 bits are zero, so that rounding does not carry it into another number.
-// Arithmetic on plain ones leaves plain ones, and what was widened from 16 bits is plain.
+// Arithmetic on plain ones leaves plain ones, and what was widened from bfloat16 is plain.
 template <class A>
 TFN_INLINE A plain(A value) {
   return value == value ? value : A(__builtin_nan(""));
