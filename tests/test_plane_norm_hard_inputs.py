@@ -184,6 +184,17 @@ def test_every_nan_of_a_parameter_stays_one(
                 assert results["grad_x"][:, 3].isnan().all()
 
 
+@both_layouts
+@pytest.mark.parametrize("bits", (0x7FFFFFFF, -1))
+def test_every_nan_of_a_running_mean_stays_one(backend: TestBackend, layout: str, bits: int) -> None:
+    for shape in ((3, 70, 6, 7), (2, 6, 23, 24)):
+        case = make_plane_case(
+            BATCH_NORM, shape, torch.bfloat16, param_dtype=torch.float32, batch_statistics=False, device=backend.device
+        )
+        case.running_mean.view(torch.int32)[3] = bits
+        assert evaluate(case.in_layout(layout))["y"][:, 3].isnan().all()
+
+
 @all_ops
 @both_layouts
 def test_overflow_of_the_output_is_infinite(backend: TestBackend, op: PlaneOp, layout: str) -> None:

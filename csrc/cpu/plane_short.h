@@ -118,11 +118,12 @@ struct ShortForward {
     }
   }
 
-  // The samples [begin, end), last first. past: as FirstForward::goes_past; the tile is then at most a short_tile.
+  // The samples [begin, end), last first. Where y goes past the caches, the tile is at most a short_tile.
   template <Follow FOLLOW>
-  static __attribute__((noinline)) void apply(const Call& call, int64_t begin, int64_t end, Columns tile, bool past) {
+  static __attribute__((noinline)) void apply(const Call& call, int64_t begin, int64_t end, Columns tile) {
     const PlaneNormForward& a = *call.arguments;
     const PlaneGeometry& g = call.geometry;
+    const bool past = FirstForward<T>::goes_past(call);
     A scale[kShortTile];
     for (int64_t c = tile.begin; c < tile.end; ++c)
       scale[c - tile.begin] = plain(static_cast<const A*>(call.rstd)[c] * static_cast<const A*>(call.weight)[c]);
@@ -150,6 +151,7 @@ struct ShortForward {
       }
       output.finish(tile.width() * g.spatial);
     }
+    finish_stores(past);
   }
 
   static auto apply_of(const Call& call) {
@@ -159,7 +161,6 @@ struct ShortForward {
   static void sets(const Call& call, int64_t begin, int64_t end) {
     const PlaneGeometry& g = call.geometry;
     const auto apply_to = apply_of(call);
-    const bool past = FirstForward<T>::goes_past(call);
     const int64_t samples = cut_of(g.slab_samples, g.spatial).planes;
     for (int64_t first = begin; first < end; first += short_tile(g)) {
       const Columns tile{first, first + short_tile(g) < end ? first + short_tile(g) : end};
@@ -170,12 +171,11 @@ struct ShortForward {
                      left < samples ? left : samples, tile.end - first, moments);
       }
       for (int64_t c = first; c < tile.end; ++c) finish_set<A>(call, c, moments[c - first]);
-      apply_to(call, 0, g.slab_samples, tile, past);
+      apply_to(call, 0, g.slab_samples, tile);
     }
-    finish_stores(past);
   }
 
-  // Planes, sample by sample.
+  // Planes, sample by sample; not where y goes past the caches.
   static void pieces(const Call& call, int64_t begin, int64_t end) {
     const int64_t channels = call.geometry.channels;
     const auto apply_to = apply_of(call);
@@ -183,7 +183,7 @@ struct ShortForward {
       const int64_t sample = first / channels, channel = first % channels;
       const int64_t left = end - first < channels - channel ? end - first : channels - channel;
       next = first + (left < kShortTile ? left : kShortTile);
-      apply_to(call, sample, sample + 1, {channel, channel + (next - first)}, /*past=*/false);
+      apply_to(call, sample, sample + 1, {channel, channel + (next - first)});
     }
   }
 };
